@@ -1,0 +1,424 @@
+package lineage
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+)
+
+// LeafTag opens every lineage leaf, so that no other record can be read as one (the RFC 6962 prefix separates leaf from node only).
+const LeafTag = "pvleaf\x00"
+
+// Schema is the leaf schema that this package writes.
+const Schema = 1
+
+// Errors of ParseLeaf.
+var (
+	// ErrUnknownSchema means that the leaf is of a schema that this version cannot read: neither verified nor refuted.
+	ErrUnknownSchema = errors.New("unknown leaf schema")
+	// ErrLeaf means that the bytes are no leaf of schema 1.
+	ErrLeaf = errors.New("malformed leaf")
+)
+
+// Leaf is the decoded public skeleton of an entry. docs/format.md has its CDDL; the numbers are the map keys.
+type Leaf struct {
+	EventID       ID              // 2
+	Kind          Kind            // 3
+	Action        uint8           // 4, all kinds but attestation
+	PredicateType string          // 4, attestation
+	Source        Source          // 5
+	RecordedAt    int64           // 6, set by the leader, microseconds, never decreases within a log
+	OccurredAt    int64           // 7, claim
+	Principal     string          // 8
+	Authn         Authn           // 9
+	Initiator     string          // 10, claim
+	RunID         ID              // 11
+	ParentRunID   ID              // 12
+	Job           *Hash           // 13, name hash
+	References    []LeafReference // 14
+	Target        *Hash           // 15, name hash
+	Entries       []uint64        // 16
+	Policy        Digest          // 17
+	ExpiresAt     int64           // 18
+	Bodies        []Commitment    // 19
+	Control       *Control        // 20
+}
+
+// Hash is a 32-byte hash or HMAC.
+type Hash = [32]byte
+
+// LeafReference is a reference as the leaf has it.
+type LeafReference struct {
+	Role     Role
+	Kind     ArtifactKind
+	Purpose  Purpose
+	Known    Known
+	Identity Digest // NameHMAC if known by name only
+	Aliases  []Digest
+}
+
+// Commitment binds one part of the body.
+type Commitment struct {
+	Part PartKind
+	MAC  Hash
+}
+
+// Control is the payload of a control event. Which fields are set depends on the control kind; the numbers are the map keys.
+type Control struct {
+	Origin        string       // 1 genesis, log
+	LogKind       LogKind      // 2 genesis, log
+	ClusterID     ID           // 3 genesis
+	HashAlgorithm Algorithm    // 4 genesis
+	CreatedAt     int64        // 5 genesis, log
+	VKey          string       // 6 genesis, log
+	SchemaID      string       // 7 genesis
+	SchemaDigest  Digest       // 8 genesis
+	IndexFunction uint64       // 9 genesis: version of the index function
+	Predecessor   *Predecessor // 10 genesis
+	LogNumber     uint32       // 11 log
+	LogName       string       // 12 genesis, log
+	Principal     string       // 13 principal
+	Owner         string       // 14 principal: another principal id
+}
+
+// Predecessor names the log that a new origin continues.
+type Predecessor struct {
+	Origin string
+	Size   uint64
+	Root   Hash
+	VKey   string
+}
+
+// LogKind says what the leaves of a log are.
+type LogKind uint8
+
+// Kinds of logs.
+const (
+	LineageLog LogKind = 1 // leaves of this package
+	OpaqueLog  LogKind = 2 // any bytes
+)
+
+func (k LogKind) String() string { return names{"", "lineage", "opaque"}.text(uint8(k)) }
+
+// AppendLeaf appends the leaf bytes of l: LeafTag and a CBOR map in the core deterministic encoding of RFC 8949 4.2.1.
+func AppendLeaf(b []byte, l *Leaf) []byte {
+	b = append(b, LeafTag...)
+	b = appendHead(b, cborMap, uint64(l.pairs()))
+	b = appendPair(b, 1, Schema)
+	b = appendBytes(append(b, 2), l.EventID[:])
+	b = appendPair(b, 3, uint64(l.Kind))
+	if l.Kind == KindAttestation {
+		b = appendText(append(b, 4), l.PredicateType)
+	} else {
+		b = appendPair(b, 4, uint64(l.Action))
+	}
+	b = appendPair(b, 5, uint64(l.Source))
+	b = appendPair(b, 6, uint64(l.RecordedAt))
+	if l.OccurredAt != 0 {
+		b = appendPair(b, 7, uint64(l.OccurredAt))
+	}
+	b = appendText(append(b, 8), l.Principal)
+	b = appendPair(b, 9, uint64(l.Authn))
+	if l.Initiator != "" {
+		b = appendText(append(b, 10), l.Initiator)
+	}
+	if l.RunID != (ID{}) {
+		b = appendBytes(append(b, 11), l.RunID[:])
+	}
+	if l.ParentRunID != (ID{}) {
+		b = appendBytes(append(b, 12), l.ParentRunID[:])
+	}
+	if l.Job != nil {
+		b = appendBytes(append(b, 13), l.Job[:])
+	}
+	if len(l.References) > 0 {
+		b = appendHead(append(b, 14), cborArray, uint64(len(l.References)))
+		for i := range l.References {
+			b = l.References[i].append(b)
+		}
+	}
+	if l.Target != nil {
+		b = appendBytes(append(b, 15), l.Target[:])
+	}
+	if len(l.Entries) > 0 {
+		b = appendHead(append(b, 16), cborArray, uint64(len(l.Entries)))
+		for _, n := range l.Entries {
+			b = appendHead(b, cborUint, n)
+		}
+	}
+	if !l.Policy.IsZero() {
+		b = appendDigest(append(b, 17), l.Policy)
+	}
+	if l.ExpiresAt != 0 {
+		b = appendPair(b, 18, uint64(l.ExpiresAt))
+	}
+	if len(l.Bodies) > 0 {
+		b = appendHead(append(b, 19), cborArray, uint64(len(l.Bodies)))
+		for i := range l.Bodies {
+			b = appendHead(b, cborArray, 2)
+			b = appendHead(b, cborUint, uint64(l.Bodies[i].Part))
+			b = appendBytes(b, l.Bodies[i].MAC[:])
+		}
+	}
+	if l.Control != nil {
+		b = l.Control.append(append(b, 20))
+	}
+	return b
+}
+
+func (l *Leaf) pairs() int {
+	n := 8 // schema, event id, kind, action, source, recorded_at, principal, authn
+	for _, set := range [...]bool{
+		l.OccurredAt != 0, l.Initiator != "", l.RunID != (ID{}), l.ParentRunID != (ID{}), l.Job != nil,
+		len(l.References) > 0, l.Target != nil, len(l.Entries) > 0, !l.Policy.IsZero(), l.ExpiresAt != 0, len(l.Bodies) > 0, l.Control != nil,
+	} {
+		if set {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *LeafReference) append(b []byte) []byte {
+	n := uint64(6)
+	if len(r.Aliases) > 0 {
+		n = 7
+	}
+	b = appendHead(b, cborArray, n)
+	b = appendHead(b, cborUint, uint64(r.Role))
+	b = appendHead(b, cborUint, uint64(r.Kind))
+	b = appendHead(b, cborUint, uint64(r.Purpose))
+	b = appendHead(b, cborUint, uint64(r.Known))
+	b = appendHead(b, cborUint, uint64(r.Identity.Algorithm))
+	b = appendBytes(b, r.Identity.Value)
+	if len(r.Aliases) > 0 {
+		b = appendHead(b, cborArray, uint64(len(r.Aliases)))
+		for _, a := range r.Aliases {
+			b = appendDigest(b, a)
+		}
+	}
+	return b
+}
+
+func (c *Control) append(b []byte) []byte {
+	n := 0
+	for _, set := range [...]bool{
+		c.Origin != "", c.LogKind != 0, c.ClusterID != (ID{}), c.HashAlgorithm != 0, c.CreatedAt != 0, c.VKey != "", c.SchemaID != "",
+		!c.SchemaDigest.IsZero(), c.IndexFunction != 0, c.Predecessor != nil, c.LogNumber != 0, c.LogName != "", c.Principal != "", c.Owner != "",
+	} {
+		if set {
+			n++
+		}
+	}
+	b = appendHead(b, cborMap, uint64(n))
+	text := func(key byte, s string) {
+		if s != "" {
+			b = appendText(append(b, key), s)
+		}
+	}
+	num := func(key byte, v uint64) {
+		if v != 0 {
+			b = appendPair(b, key, v)
+		}
+	}
+	text(1, c.Origin)
+	num(2, uint64(c.LogKind))
+	if c.ClusterID != (ID{}) {
+		b = appendBytes(append(b, 3), c.ClusterID[:])
+	}
+	num(4, uint64(c.HashAlgorithm))
+	num(5, uint64(c.CreatedAt))
+	text(6, c.VKey)
+	text(7, c.SchemaID)
+	if !c.SchemaDigest.IsZero() {
+		b = appendDigest(append(b, 8), c.SchemaDigest)
+	}
+	num(9, c.IndexFunction)
+	if p := c.Predecessor; p != nil {
+		b = appendHead(append(b, 10), cborArray, 4)
+		b = appendText(b, p.Origin)
+		b = appendHead(b, cborUint, p.Size)
+		b = appendBytes(b, p.Root[:])
+		b = appendText(b, p.VKey)
+	}
+	num(11, uint64(c.LogNumber))
+	text(12, c.LogName)
+	text(13, c.Principal)
+	text(14, c.Owner)
+	return b
+}
+
+// ParseLeaf decodes leaf bytes. It accepts exactly what AppendLeaf writes: the result is encoded again and compared, so each event has
+// one leaf. Errors wrap ErrUnknownSchema or ErrLeaf.
+func ParseLeaf(leaf []byte) (*Leaf, error) {
+	if len(leaf) > MaxLeafBytes {
+		return nil, fmt.Errorf("%w: %d bytes exceed %d", ErrLeaf, len(leaf), MaxLeafBytes)
+	}
+	if !bytes.HasPrefix(leaf, []byte(LeafTag)) {
+		return nil, fmt.Errorf("%w: does not start with the lineage leaf tag", ErrLeaf)
+	}
+	r := reader{b: leaf[len(LeafTag):]}
+	pairs := r.head(cborMap)
+	if r.uint() != 1 || pairs == 0 {
+		r.fail("schema is not the first field")
+	}
+	schema := r.uint()
+	if r.err == nil && schema != Schema {
+		return nil, fmt.Errorf("%w %d; this version reads %d", ErrUnknownSchema, schema, Schema)
+	}
+	l := &Leaf{}
+	for i := uint64(1); i < pairs && r.err == nil; i++ {
+		l.field(&r)
+	}
+	if r.err == nil && len(r.b) > 0 {
+		r.fail("%d bytes after the map", len(r.b))
+	}
+	if r.err == nil {
+		r.err = l.check()
+	}
+	if r.err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrLeaf, r.err)
+	}
+	// One comparison enforces shortest integers, key order, no duplicates and no empty optional field.
+	if again := AppendLeaf(make([]byte, 0, len(leaf)), l); !bytes.Equal(again, leaf) {
+		return nil, fmt.Errorf("%w: not in the deterministic encoding", ErrLeaf)
+	}
+	return l, nil
+}
+
+func (l *Leaf) field(r *reader) {
+	switch key := r.uint(); key {
+	case 2:
+		l.EventID = r.id()
+	case 3:
+		l.Kind = Kind(r.uint8())
+	case 4:
+		if l.Kind == KindAttestation {
+			l.PredicateType = r.text(MaxPredicateType)
+		} else {
+			l.Action = r.uint8()
+		}
+	case 5:
+		l.Source = Source(r.uint8())
+	case 6:
+		l.RecordedAt = r.time()
+	case 7:
+		l.OccurredAt = r.time()
+	case 8:
+		l.Principal = r.text(MaxPrincipal)
+	case 9:
+		l.Authn = Authn(r.uint8())
+	case 10:
+		l.Initiator = r.text(MaxPrincipal)
+	case 11:
+		l.RunID = r.id()
+	case 12:
+		l.ParentRunID = r.id()
+	case 13:
+		l.Job = r.hash()
+	case 14:
+		n := r.count(cborArray, MaxReferences)
+		l.References = make([]LeafReference, n)
+		for i := 0; i < n && r.err == nil; i++ {
+			l.References[i].read(r)
+		}
+	case 15:
+		l.Target = r.hash()
+	case 16:
+		n := r.count(cborArray, MaxEntryLinks)
+		l.Entries = make([]uint64, n)
+		for i := range l.Entries {
+			l.Entries[i] = r.uint()
+		}
+	case 17:
+		l.Policy = r.digest()
+	case 18:
+		l.ExpiresAt = r.time()
+	case 19:
+		n := r.count(cborArray, maxParts)
+		l.Bodies = make([]Commitment, n)
+		for i := range l.Bodies {
+			r.count(cborArray, 2)
+			l.Bodies[i].Part = PartKind(r.uint8())
+			if h := r.hash(); h != nil {
+				l.Bodies[i].MAC = *h
+			}
+		}
+	case 20:
+		l.Control = r.control()
+	default:
+		r.fail("unknown field %d", key)
+	}
+}
+
+func (f *LeafReference) read(r *reader) {
+	n := r.count(cborArray, 7)
+	f.Role = Role(r.uint8())
+	f.Kind = ArtifactKind(r.uint8())
+	f.Purpose = Purpose(r.uint8())
+	f.Known = Known(r.uint8())
+	f.Identity = Digest{Algorithm(r.uint8()), string(r.bytes(64))}
+	if n == 7 {
+		m := r.count(cborArray, MaxAliases+1)
+		f.Aliases = make([]Digest, m)
+		for i := range f.Aliases {
+			f.Aliases[i] = r.digest()
+		}
+	}
+}
+
+// check holds a decoded leaf to the rules that the encoding does not express. Artifact kind and purpose are open sets: a value that
+// this version does not know is shown as unknown, not refused.
+func (l *Leaf) check() error {
+	switch {
+	case l.EventID == (ID{}):
+		return errors.New("no event id")
+	case !kindNames.has(uint8(l.Kind)):
+		return fmt.Errorf("unknown kind %d", l.Kind)
+	case l.Kind == KindAttestation && l.PredicateType == "":
+		return errors.New("attestation without predicate type")
+	case l.Kind != KindAttestation && !actionNames(l.Kind).has(l.Action):
+		return fmt.Errorf("unknown action %d of a %s", l.Action, l.Kind)
+	case !sourceNames.has(uint8(l.Source)):
+		return fmt.Errorf("unknown source %d", l.Source)
+	case !authnNames.has(uint8(l.Authn)):
+		return fmt.Errorf("unknown authentication %d", l.Authn)
+	case l.Principal == "":
+		return errors.New("no principal")
+	case l.RecordedAt == 0:
+		return errors.New("no recording time")
+	case (l.Control != nil) != (l.Kind == KindControl):
+		return errors.New("control payload and kind do not match")
+	}
+	for i := range l.References {
+		f := &l.References[i]
+		if !roleNames.has(uint8(f.Role)) || !knownNames.has(uint8(f.Known)) {
+			return fmt.Errorf("references[%d]: unknown role %d or known %d", i, f.Role, f.Known)
+		}
+		if err := f.Identity.check(); err != nil {
+			return fmt.Errorf("references[%d]: %w", i, err)
+		}
+		if info, _ := f.Identity.Algorithm.info(); !info.primary {
+			return fmt.Errorf("references[%d]: %s is no primary identity", i, f.Identity.Algorithm)
+		}
+		for _, a := range f.Aliases {
+			if err := a.check(); err != nil {
+				return fmt.Errorf("references[%d]: alias: %w", i, err)
+			}
+		}
+	}
+	if !l.Policy.IsZero() {
+		if err := l.Policy.check(); err != nil {
+			return fmt.Errorf("policy: %w", err)
+		}
+	}
+	for i, c := range l.Bodies {
+		if !partNames.has(uint8(c.Part)) {
+			return fmt.Errorf("unknown body part %d", c.Part)
+		}
+		if i > 0 && l.Bodies[i-1].Part >= c.Part {
+			return errors.New("body parts are not in ascending order")
+		}
+	}
+	return nil
+}
