@@ -1,0 +1,74 @@
+package consensus
+
+import (
+	"context"
+	"fmt"
+	"sync"
+)
+
+// leadership spreads raft's one leadership signal to everybody who waits for it.
+type leadership struct {
+	// notify is what raft sends to. raft's main goroutine blocks until it is received, so that watch must always be ready;
+	// the buffer lets the last change of a shutdown through.
+	notify chan bool
+	// changes is what LeaderChanges returns. Sent to by watch only.
+	changes chan bool
+
+	mu      sync.Mutex
+	leading bool
+	changed chan struct{} // closed and replaced at every change
+}
+
+func newLeadership() leadership {
+	return leadership{notify: make(chan bool, 4), changes: make(chan bool, 1), changed: make(chan struct{})}
+}
+
+// watch runs until stopped is closed, and calls lead each time that leadership is gained.
+func (l *leadership) watch(stopped <-chan struct{}, lead func()) {
+	for {
+		select {
+		case leading := <-l.notify:
+			if leading {
+				lead()
+			}
+			l.set(leading)
+		case <-stopped:
+			l.set(false)
+			return
+		}
+	}
+}
+
+func (l *leadership) set(leading bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.leading == leading {
+		return
+	}
+	l.leading = leading
+	close(l.changed)
+	l.changed = make(chan struct{})
+	select {
+	case <-l.changes: // an older change that nobody received
+	default:
+	}
+	l.changes <- leading
+}
+
+func (l *leadership) wait(ctx context.Context, closing <-chan struct{}) error {
+	for {
+		l.mu.Lock()
+		leading, changed := l.leading, l.changed
+		l.mu.Unlock()
+		if leading {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-closing:
+			return fmt.Errorf("consensus: wait for leadership: %w", ErrClosed)
+		case <-ctx.Done():
+			return fmt.Errorf("consensus: wait for leadership: %w", context.Cause(ctx))
+		}
+	}
+}
