@@ -36,25 +36,55 @@ type Composer struct {
 // Compose appends the leaf of e to dst and returns it with the body. Errors are *FieldError: an event that is invalid, or that is too
 // large (ErrTooLarge is then in the chain). Nothing of e is kept but document contents, which the body copies.
 func (c Composer) Compose(dst []byte, e *Event, s Stamp) (leaf []byte, body []BodyPart, err error) {
-	if err := e.Validate(); err != nil {
+	d, err := c.Prepare(e)
+	if err != nil {
 		return nil, nil, err
 	}
-	l := e.skeleton(s)
+	return d.AppendLeaf(dst, s), d.Body, nil
+}
+
+// Draft is an event with everything composed but what the ledger says of it at the moment of recording. Preparing is the larger part
+// of the work and needs no order between events, so it runs on the caller's goroutine.
+type Draft struct {
+	Body []BodyPart
+	leaf *Leaf
+}
+
+// Prepare validates e and composes its body and name hashes. Errors are as for Compose.
+func (c Composer) Prepare(e *Event) (*Draft, error) {
+	if err := e.Validate(); err != nil {
+		return nil, err
+	}
+	l := e.skeleton(Stamp{})
 	c.names(l, e)
-	if body, err = e.parts(); err != nil {
-		return nil, nil, err
+	body, err := e.parts()
+	if err != nil {
+		return nil, err
 	}
 	l.Bodies = make([]Commitment, len(body))
 	for i := range body {
 		body[i].Key = c.NewKey()
 		l.Bodies[i] = Commitment{body[i].Kind, Commit(body[i].Kind, &body[i].Key, body[i].Content)}
 	}
-	start := len(dst)
-	leaf = AppendLeaf(dst, l)
-	if n := len(leaf) - start; n > MaxLeafBytes {
-		return nil, nil, &tooLargeError{FieldError{"event", fmt.Sprintf("its leaf has %d bytes, at most %d fit; put long reference lists into a manifest artifact", n, MaxLeafBytes)}}
+	if len(l.References) > smallReferences {
+		// The only way past the limit is a long list of references, so small events skip the measuring.
+		worst := *l
+		worst.RecordedAt, worst.Principal = MaxTime, strings.Repeat("p", MaxPrincipal)
+		if n := len(AppendLeaf(nil, &worst)); n > MaxLeafBytes {
+			return nil, &tooLargeError{FieldError{"references", fmt.Sprintf("the leaf would have %d bytes, at most %d fit; put long reference lists into a manifest artifact", n, MaxLeafBytes)}}
+		}
 	}
-	return leaf, body, nil
+	return &Draft{body, l}, nil
+}
+
+// smallReferences is a number of references that always fits: each takes at most 7 + 66 + (MaxAliases+1) * 69 bytes, all other fields
+// together less than 4 KiB.
+const smallReferences = 80
+
+// AppendLeaf appends the leaf of the event as recorded with s. It may be called again with another stamp.
+func (d *Draft) AppendLeaf(dst []byte, s Stamp) []byte {
+	d.leaf.RecordedAt, d.leaf.Principal, d.leaf.Authn = s.RecordedAt, s.Principal, s.Authn
+	return AppendLeaf(dst, d.leaf)
 }
 
 // ErrTooLarge marks events that exceed a size limit rather than being malformed.
