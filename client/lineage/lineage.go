@@ -10,6 +10,7 @@
 package lineage
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -23,7 +24,7 @@ type ID = uuid.UUID
 func NewID() ID { return uuid.Must(uuid.NewV7()) }
 
 // ParseID reads the 36-character text form of a UUID in either case. Other spellings (braces, urn:, no hyphens) are refused, so that
-// an id has one written form.
+// an id has one written form; so is the nil UUID, for no text but the empty one means "none".
 func ParseID(s string) (ID, error) {
 	if len(s) != 36 {
 		return ID{}, fmt.Errorf("%q is not a UUID in 8-4-4-4-12 form", clip(s))
@@ -31,6 +32,9 @@ func ParseID(s string) (ID, error) {
 	id, err := uuid.Parse(s)
 	if err != nil {
 		return ID{}, fmt.Errorf("%q is not a UUID in 8-4-4-4-12 form", clip(s))
+	}
+	if id == (ID{}) {
+		return ID{}, errors.New("the nil UUID identifies nothing")
 	}
 	return id, nil
 }
