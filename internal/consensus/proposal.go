@@ -139,7 +139,7 @@ func (c *Consensus) resolve() {
 			p.result, p.index = f.Response(), f.Index()
 		}
 		p.future = nil
+		<-c.slots // first: who has seen the end of one proposal may make another
 		close(p.done)
-		<-c.slots
 	}
 }
