@@ -126,46 +126,70 @@ type ReferenceIdentifiers struct {
 
 func (x ReferenceIdentifiers) isZero() bool { return x == ReferenceIdentifiers{} }
 
-// identifiers collects what an event has of names; ok is false if it has none.
-func (e *Event) identifiers() (x Identifiers, ok bool) {
-	x = Identifiers{Job: e.Job, Target: e.Target}
-	last := 0
+// identifiers returns how many references, from the first, the identifiers part of e has to list, and an upper bound of its bytes. The
+// count is -1 if e has no names at all, and then no such part.
+func (e *Event) identifiers() (count, most int) {
+	count = -1
+	if !e.Job.IsZero() || !e.Target.IsZero() {
+		count = 0
+	}
 	for i := range e.References {
+		if !e.References[i].identifiers().isZero() {
+			count = i + 1
+		}
+	}
+	if count < 0 {
+		return count, 0
+	}
+	most = 2*maxHead + e.Job.most() + e.Target.most()
+	for i := range count {
 		f := &e.References[i]
-		if f.URI != "" || f.MediaType != "" || f.Size != 0 || !f.Name.IsZero() {
-			last = i + 1
-		}
+		most += 4*maxHead + f.Name.most() + len(f.URI) + len(f.MediaType)
 	}
-	if last > 0 {
-		x.References = make([]ReferenceIdentifiers, last)
-		for i := range x.References {
-			f := &e.References[i]
-			x.References[i] = ReferenceIdentifiers{f.Name, f.URI, f.MediaType, f.Size}
-		}
+	return count, most
+}
+
+func (n Name) most() int { return 4*maxHead + len(n.Namespace) + len(n.Name) + len(n.Version) }
+
+func (f *Reference) identifiers() ReferenceIdentifiers {
+	return ReferenceIdentifiers{f.Name, f.URI, f.MediaType, f.Size}
+}
+
+// appendIdentifiers appends the identifiers part of e with its first n references.
+func (e *Event) appendIdentifiers(b []byte, n int) []byte {
+	b = appendJobTarget(b, e.Job, e.Target, n)
+	for i := range n {
+		b = e.References[i].identifiers().append(b)
 	}
-	return x, last > 0 || !x.Job.IsZero() || !x.Target.IsZero()
+	return b
 }
 
 // AppendIdentifiers appends the identifiers part: CBOR [job, target, [reference...]], a name as [namespace, name, version] or null, a
-// reference as [name, uri, media type, size] or null.
+// reference as [name, uri, media type, size] or null. The last reference must say something.
 func AppendIdentifiers(b []byte, x Identifiers) []byte {
-	b = appendHead(b, cborArray, 3)
-	b = appendName(b, x.Job)
-	b = appendName(b, x.Target)
-	b = appendHead(b, cborArray, uint64(len(x.References)))
+	b = appendJobTarget(b, x.Job, x.Target, len(x.References))
 	for i := range x.References {
-		f := &x.References[i]
-		if f.isZero() {
-			b = append(b, cborNull)
-			continue
-		}
-		b = appendHead(b, cborArray, 4)
-		b = appendName(b, f.Name)
-		b = appendText(b, f.URI)
-		b = appendText(b, f.MediaType)
-		b = appendHead(b, cborUint, uint64(f.Size))
+		b = x.References[i].append(b)
 	}
 	return b
+}
+
+func appendJobTarget(b []byte, job, target Name, references int) []byte {
+	b = appendHead(b, cborArray, 3)
+	b = appendName(b, job)
+	b = appendName(b, target)
+	return appendHead(b, cborArray, uint64(references))
+}
+
+func (x ReferenceIdentifiers) append(b []byte) []byte {
+	if x.isZero() {
+		return append(b, cborNull)
+	}
+	b = appendHead(b, cborArray, 4)
+	b = appendName(b, x.Name)
+	b = appendText(b, x.URI)
+	b = appendText(b, x.MediaType)
+	return appendHead(b, cborUint, uint64(x.Size))
 }
 
 func appendName(b []byte, n Name) []byte {
@@ -201,6 +225,9 @@ func ParseIdentifiers(content []byte) (x Identifiers, err error) {
 			f.Size = int64(size)
 		}
 		x.References = append(x.References, f)
+	}
+	if n := len(x.References); r.err == nil && n > 0 && x.References[n-1].isZero() {
+		r.fail("ends in a reference that says nothing")
 	}
 	if r.err == nil && !bytes.Equal(AppendIdentifiers(nil, x), content) {
 		r.fail("not in the deterministic encoding")

@@ -3,7 +3,6 @@ package lineage
 import (
 	"encoding/binary"
 	"fmt"
-	"unicode/utf8"
 )
 
 // The few CBOR major types (RFC 8949 3.1) that leaves and bodies use, in the core deterministic encoding (4.2.1). Hand-written because
@@ -16,6 +15,9 @@ const (
 	cborMap   = 5 << 5
 	cborNull  = 0xf6
 )
+
+// maxHead is the longest head of an item: a type byte and a 64-bit number.
+const maxHead = 9
 
 func appendHead(b []byte, major byte, n uint64) []byte {
 	switch {
@@ -127,8 +129,8 @@ func (r *reader) text(most int) string {
 		r.fail("text of %d bytes exceeds %d", n, most)
 	}
 	s := string(r.take(n))
-	if !utf8.ValidString(s) {
-		r.fail("text is not UTF-8")
+	if reason := badText(s); reason != "" {
+		r.fail("text %s", reason)
 	}
 	return s
 }

@@ -2,6 +2,8 @@ package lineage
 
 import (
 	"bytes"
+	"crypto/sha256"
+	_ "embed" // leaf.cddl
 	"errors"
 	"fmt"
 )
@@ -11,6 +13,23 @@ const LeafTag = "pvleaf\x00"
 
 // Schema is the leaf schema that this package writes.
 const Schema = 1
+
+// SchemaID names the schema in genesis entries.
+const SchemaID = "provledger/leaf/1"
+
+// schemaCDDL is a copy of docs/leaf.cddl, which a test holds to it: embedding cannot reach out of the package.
+//
+//go:embed leaf.cddl
+var schemaCDDL string
+
+// SchemaCDDL returns the CDDL (RFC 8610) of the leaf.
+func SchemaCDDL() string { return schemaCDDL }
+
+// SchemaDigest returns the SHA-256 of SchemaCDDL, as genesis entries carry it.
+func SchemaDigest() Digest {
+	h := sha256.Sum256([]byte(schemaCDDL))
+	return Digest{SHA256, string(h[:])}
+}
 
 // Errors of ParseLeaf.
 var (
@@ -98,7 +117,9 @@ const (
 	OpaqueLog  LogKind = 2 // any bytes
 )
 
-func (k LogKind) String() string { return names{"", "lineage", "opaque"}.text(uint8(k)) }
+var logKindNames = names{"", "lineage", "opaque"}
+
+func (k LogKind) String() string { return logKindNames.text(uint8(k)) }
 
 // AppendLeaf appends the leaf bytes of l: LeafTag and a CBOR map in the core deterministic encoding of RFC 8949 4.2.1.
 func AppendLeaf(b []byte, l *Leaf) []byte {
@@ -365,60 +386,4 @@ func (f *LeafReference) read(r *reader) {
 			f.Aliases[i] = r.digest()
 		}
 	}
-}
-
-// check holds a decoded leaf to the rules that the encoding does not express. Artifact kind and purpose are open sets: a value that
-// this version does not know is shown as unknown, not refused.
-func (l *Leaf) check() error {
-	switch {
-	case l.EventID == (ID{}):
-		return errors.New("no event id")
-	case !kindNames.has(uint8(l.Kind)):
-		return fmt.Errorf("unknown kind %d", l.Kind)
-	case l.Kind == KindAttestation && l.PredicateType == "":
-		return errors.New("attestation without predicate type")
-	case l.Kind != KindAttestation && !actionNames(l.Kind).has(l.Action):
-		return fmt.Errorf("unknown action %d of a %s", l.Action, l.Kind)
-	case !sourceNames.has(uint8(l.Source)):
-		return fmt.Errorf("unknown source %d", l.Source)
-	case !authnNames.has(uint8(l.Authn)):
-		return fmt.Errorf("unknown authentication %d", l.Authn)
-	case l.Principal == "":
-		return errors.New("no principal")
-	case l.RecordedAt == 0:
-		return errors.New("no recording time")
-	case (l.Control != nil) != (l.Kind == KindControl):
-		return errors.New("control payload and kind do not match")
-	}
-	for i := range l.References {
-		f := &l.References[i]
-		if !roleNames.has(uint8(f.Role)) || !knownNames.has(uint8(f.Known)) {
-			return fmt.Errorf("references[%d]: unknown role %d or known %d", i, f.Role, f.Known)
-		}
-		if err := f.Identity.check(); err != nil {
-			return fmt.Errorf("references[%d]: %w", i, err)
-		}
-		if info, _ := f.Identity.Algorithm.info(); !info.primary {
-			return fmt.Errorf("references[%d]: %s is no primary identity", i, f.Identity.Algorithm)
-		}
-		for _, a := range f.Aliases {
-			if err := a.check(); err != nil {
-				return fmt.Errorf("references[%d]: alias: %w", i, err)
-			}
-		}
-	}
-	if !l.Policy.IsZero() {
-		if err := l.Policy.check(); err != nil {
-			return fmt.Errorf("policy: %w", err)
-		}
-	}
-	for i, c := range l.Bodies {
-		if !partNames.has(uint8(c.Part)) {
-			return fmt.Errorf("unknown body part %d", c.Part)
-		}
-		if i > 0 && l.Bodies[i-1].Part >= c.Part {
-			return errors.New("body parts are not in ascending order")
-		}
-	}
-	return nil
 }

@@ -24,4 +24,6 @@ const (
 	MaxURIBytes = 4_096
 	// MaxTime bounds every time: the year 9999, the last that RFC 3339 can write.
 	MaxTime int64 = 253_402_300_799_999_999
+	// MaxEntryBytes bounds the stored size of an entry: leaf and body with their framing.
+	MaxEntryBytes = MaxLeafBytes + MaxBodyBytes + maxParts*64 + 255
 )

@@ -194,7 +194,7 @@ const (
 	Subject Role = 3
 )
 
-// ArtifactKind says what an artifact is.
+// ArtifactKind says what an artifact is. 0 means not stated.
 type ArtifactKind uint8
 
 // Kinds of artifacts.
@@ -243,7 +243,11 @@ const (
 // names of the values of a closed set, indexed by value; "" marks a hole.
 type names []string
 
+// text is empty for 0, "not stated", in the sets that do not name it.
 func (n names) text(v uint8) string {
+	if v == 0 && len(n) > 0 {
+		return n[0]
+	}
 	if int(v) < len(n) && n[v] != "" {
 		return n[v]
 	}
@@ -289,14 +293,9 @@ func (k ControlKind) String() string   { return controlNames.text(uint8(k)) }
 func (s Source) String() string        { return sourceNames.text(uint8(s)) }
 func (a Authn) String() string         { return authnNames.text(uint8(a)) }
 func (r Role) String() string          { return roleNames.text(uint8(r)) }
-func (k ArtifactKind) String() string  { return artifactNames.text(uint8(k)) }
 func (k Known) String() string         { return knownNames.text(uint8(k)) }
-func (p Purpose) String() string {
-	if p == 0 {
-		return ""
-	}
-	return purposeNames.text(uint8(p))
-}
+func (k ArtifactKind) String() string  { return artifactNames.text(uint8(k)) }
+func (p Purpose) String() string       { return purposeNames.text(uint8(p)) }
 
 // ParseRunState, ParseLifecycleVerb, ParseAccessVerb, ParseRole, ParseArtifactKind and ParsePurpose read the words that String prints.
 // Their errors list the words that exist.
