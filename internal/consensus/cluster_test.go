@@ -126,6 +126,12 @@ func TestThreeNodes(t *testing.T) {
 		}
 		c.nodes[id].propose(t, "b")
 		c.expect(t, "a", "b")
+		if err := leader.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := leader.StepDown(); !errors.Is(err, ErrClosed) {
+			t.Errorf("StepDown after Close: %v, want ErrClosed", err)
+		}
 		if got := c.nodes[id].toy.delivered[0]; !got.Configuration {
 			t.Errorf("first entry delivered is %+v, want the configuration", got)
 		}

@@ -32,7 +32,7 @@ type Consensus struct {
 
 	leadership leadership
 
-	// slots holds a token for everything that raft has not answered yet.
+	// slots holds a token for everything that raft was asked and has not answered yet.
 	slots chan struct{}
 	// queue holds the same proposals in the order in which raft got them. Sent to under mu, so that its order is that of
 	// raft and closing it is safe.
@@ -47,7 +47,7 @@ type Consensus struct {
 
 	closing   chan struct{} // closed with closed = true
 	abandoned chan struct{} // closed when Close gives up on proposals that raft has not answered
-	stopped   chan struct{} // closed when no goroutine of raft is left
+	stopped   chan struct{} // closed when no goroutine is left that could touch Store or Machine
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -130,9 +130,9 @@ func open(c Config, t raft.Transport) (*Consensus, error) {
 		cancel()
 		return nil, fmt.Errorf("consensus: start raft: %w", err)
 	}
-	go n.leadership.watch(n.stopped, func() { n.logger.SetLevel(hclog.Warn) })
+	go n.leadership.watch(func() { n.logger.SetLevel(hclog.Warn) })
 	go n.resolve()
-	go n.compact(ctx)
+	go n.compact(ctx, d.Index)
 	if err := n.start(); err != nil {
 		return nil, errors.Join(err, n.Close(context.Background()))
 	}
@@ -200,8 +200,20 @@ func (c *Consensus) StepDown() error {
 	if c.soleVoter() {
 		return ErrSoleVoter
 	}
-	if err := c.raft.LeadershipTransfer().Error(); err != nil {
-		return fmt.Errorf("consensus: step down: %w", err)
+	select {
+	case c.slots <- struct{}{}:
+	case <-c.closing:
+		return fmt.Errorf("consensus: step down: %w", ErrClosed)
+	}
+	// Asked for like a proposal, so that Close waits for the answer: a raft that has stopped gives none.
+	p := c.submit(func() raft.Future { return c.raft.LeadershipTransfer() })
+	select {
+	case <-p.done:
+	case <-p.abandoned:
+		return fmt.Errorf("consensus: step down: %w", ErrClosed)
+	}
+	if p.err != nil {
+		return fmt.Errorf("consensus: step down: %w", p.err)
 	}
 	return nil
 }
@@ -237,6 +249,8 @@ func (c *Consensus) close(ctx context.Context) error {
 			c.logger.Error("shutdown", "error", err)
 		}
 		<-c.compactDone
+		close(c.leadership.stop)
+		<-c.leadership.done
 		close(c.stopped)
 	}()
 	select {

@@ -69,9 +69,8 @@ func TestLeaderChanges(t *testing.T) {
 // Nobody receives: raft must not be held up, and the newest change must be the one that is kept.
 func TestLeaderChangesNewestWins(t *testing.T) {
 	l := newLeadership()
-	stopped, done := make(chan struct{}), make(chan struct{})
 	gains := make(chan struct{}, 20)
-	go func() { l.watch(stopped, func() { gains <- struct{}{} }); close(done) }()
+	go l.watch(func() { gains <- struct{}{} })
 	for range 10 {
 		l.notify <- true
 		l.notify <- false
@@ -83,8 +82,8 @@ func TestLeaderChangesNewestWins(t *testing.T) {
 	if err := l.wait(t.Context(), nil); err != nil { // that of the eleventh: all before it are lost again
 		t.Fatal(err)
 	}
-	close(stopped)
-	<-done
+	close(l.stop)
+	<-l.done
 	if got := <-l.changes; got {
 		t.Error("newest change is a gain, want the loss of the stop")
 	}

@@ -13,6 +13,8 @@ type leadership struct {
 	notify chan bool
 	// changes is what LeaderChanges returns. Sent to by watch only.
 	changes chan bool
+	// stop is closed to end watch, done by watch when it has ended.
+	stop, done chan struct{}
 
 	mu      sync.Mutex
 	leading bool
@@ -20,11 +22,15 @@ type leadership struct {
 }
 
 func newLeadership() leadership {
-	return leadership{notify: make(chan bool, 4), changes: make(chan bool, 1), changed: make(chan struct{})}
+	return leadership{
+		notify: make(chan bool, 4), changes: make(chan bool, 1), changed: make(chan struct{}),
+		stop: make(chan struct{}), done: make(chan struct{}),
+	}
 }
 
-// watch runs until stopped is closed, and calls lead each time that leadership is gained.
-func (l *leadership) watch(stopped <-chan struct{}, lead func()) {
+// watch runs until stop is closed, and calls lead each time that leadership is gained.
+func (l *leadership) watch(lead func()) {
+	defer close(l.done)
 	for {
 		select {
 		case leading := <-l.notify:
@@ -32,7 +38,7 @@ func (l *leadership) watch(stopped <-chan struct{}, lead func()) {
 				lead()
 			}
 			l.set(leading)
-		case <-stopped:
+		case <-l.stop:
 			l.set(false)
 			return
 		}
@@ -57,6 +63,11 @@ func (l *leadership) set(leading bool) {
 
 func (l *leadership) wait(ctx context.Context, closing <-chan struct{}) error {
 	for {
+		select {
+		case <-closing: // though this node may still lead until raft has stopped
+			return fmt.Errorf("consensus: wait for leadership: %w", ErrClosed)
+		default:
+		}
 		l.mu.Lock()
 		leading, changed := l.leading, l.changed
 		l.mu.Unlock()

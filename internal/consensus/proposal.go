@@ -26,14 +26,13 @@ var (
 
 // Proposal is a command on its way. Any number of goroutines may wait for it.
 type Proposal struct {
-	done      chan struct{} // closed when the fields below it are set
-	abandoned <-chan struct{}
+	future    raft.Future     // read by Consensus.resolve only
+	abandoned <-chan struct{} // Consensus.abandoned
 
-	future raft.Future // read by Consensus.resolve only
-
+	done   chan struct{} // closed when the fields below are set
 	result any
 	index  uint64
-	err    error
+	err    error // as raft gave it
 }
 
 // Wait returns the machine's result for the command and the command's log index. err wraps ErrNotApplied or ErrUnknown;
@@ -42,17 +41,19 @@ type Proposal struct {
 func (p *Proposal) Wait(ctx context.Context) (result any, index uint64, err error) {
 	select {
 	case <-p.done: // what is known wins over a context that has ended
-		return p.result, p.index, p.err
 	default:
+		select {
+		case <-p.done:
+		case <-p.abandoned:
+			return nil, 0, fmt.Errorf("consensus: %w: %w", ErrUnknown, ErrClosed)
+		case <-ctx.Done():
+			return nil, 0, fmt.Errorf("consensus: %w: %w", ErrUnknown, context.Cause(ctx))
+		}
 	}
-	select {
-	case <-p.done:
-		return p.result, p.index, p.err
-	case <-p.abandoned:
-		return nil, 0, fmt.Errorf("consensus: %w: %w", ErrUnknown, ErrClosed)
-	case <-ctx.Done():
-		return nil, 0, fmt.Errorf("consensus: %w: %w", ErrUnknown, context.Cause(ctx))
+	if p.err != nil {
+		return nil, 0, classify(p.err)
 	}
+	return p.result, p.index, nil
 }
 
 // classify wraps an error of a raft proposal or barrier as ErrNotApplied or ErrUnknown. Read from raft v1.8.0:
@@ -106,7 +107,7 @@ func (c *Consensus) Barrier(ctx context.Context) error {
 	return err
 }
 
-// submit hands something to raft under the slot that the caller took. It never blocks for long: raft's channel of
+// submit hands something to raft, under the slot that the caller took, and has its answer waited for. It never blocks for long: raft's channel of
 // proposals buffers MaxAppendEntries, as many as there are slots, and a slot is given back only when raft has answered,
 // which it does only to what it took from the channel. The same count bounds the queue to resolve.
 func (c *Consensus) submit(send func() raft.Future) *Proposal {
@@ -122,7 +123,7 @@ func (c *Consensus) submit(send func() raft.Future) *Proposal {
 }
 
 func failed(err error) *Proposal {
-	p := &Proposal{done: make(chan struct{}), err: classify(err)}
+	p := &Proposal{done: make(chan struct{}), err: err}
 	close(p.done)
 	return p
 }
@@ -134,7 +135,7 @@ func (c *Consensus) resolve() {
 	defer close(c.resolved)
 	for p := range c.queue {
 		if err := p.future.Error(); err != nil {
-			p.err = classify(err)
+			p.err = err
 		} else if f, ok := p.future.(raft.ApplyFuture); ok {
 			p.result, p.index = f.Response(), f.Index()
 		}

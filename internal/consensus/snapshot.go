@@ -122,14 +122,14 @@ const (
 
 // compact takes a snapshot - flush, then cut the log - whenever the log has grown by SnapshotBytes since the last one, or
 // SnapshotEvery has passed and there is something new. Growth counts, not size: what remains after a compaction (trailing
-// entries, a segment that is half in use) must not trigger the next one for ever.
-func (c *Consensus) compact(ctx context.Context) {
+// entries, a segment that is half in use) must not trigger the next one for ever. done is the machine's durable index at
+// the start.
+func (c *Consensus) compact(ctx context.Context, done uint64) {
 	defer close(c.compactDone)
 	t := time.NewTicker(snapshotPoll)
 	defer t.Stop()
 	var (
 		floor     int64 // the log's bytes after the last snapshot; 0: everything in the log is new to us
-		done      = c.fsm.delivered.Load()
 		last      = time.Now()
 		notBefore time.Time
 	)

@@ -111,6 +111,8 @@ func TestNoCompactionBeyondDurable(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := start(t)
 				n.store.durable = nil // without the second lock, H1 (b)
+				n.barrier(t)
+				n.toy.makeDurable() // the configuration, which has a lock of its own
 				for i := range 10 {
 					n.propose(t, command(i))
 				}
@@ -396,25 +398,26 @@ func TestCompactTriggers(t *testing.T) {
 
 // A flush under way must not hold Close up.
 func TestCloseEndsFlush(t *testing.T) {
-	n := start(t)
-	n.propose(t, "a")
-	begun := make(chan struct{})
-	n.toy.mu.Lock()
-	n.toy.flush = func(ctx context.Context, _ uint64) error {
-		close(begun)
-		<-ctx.Done()
-		return context.Cause(ctx)
-	}
-	n.toy.mu.Unlock()
-	taken := make(chan error, 1)
-	go func() { taken <- n.snapshot() }()
-	<-begun
-	if err := n.Close(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if err := <-taken; err == nil {
-		t.Error("snapshot succeeded")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t)
+		n.propose(t, "a")
+		n.toy.mu.Lock()
+		n.toy.flush = func(ctx context.Context, _ uint64) error { <-ctx.Done(); return context.Cause(ctx) }
+		n.toy.mu.Unlock()
+		taken := make(chan error, 1)
+		go func() { taken <- n.snapshot() }()
+		synctest.Wait() // the machine flushes
+		begin := time.Now()
+		if err := n.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := <-taken; err == nil {
+			t.Error("snapshot succeeded")
+		}
+		if d := time.Since(begin); d >= flushTimeout {
+			t.Errorf("Close waited %v for a flush", d)
+		}
+	})
 }
 
 // Random histories of commands, barriers, partial flushes, snapshots and power cuts: what was acknowledged stays, in its
