@@ -115,6 +115,14 @@ func (v View) Size() uint64 {
 	return v.edge.size
 }
 
+// Edge returns an edge that continues from the view on its own.
+func (v View) Edge() *Edge {
+	if v.edge == nil {
+		return NewEdge()
+	}
+	return v.edge.Clone()
+}
+
 // Root returns the root of the tree, as [Edge.Root].
 func (v View) Root() Hash {
 	if v.edge == nil {

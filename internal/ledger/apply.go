@@ -1,0 +1,487 @@
+package ledger
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"maps"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/merkle"
+)
+
+// LogEntry is a committed raft entry: a command, or raft's encoding of a membership.
+type LogEntry struct {
+	Index, Term   uint64
+	Configuration bool
+	Data          []byte
+}
+
+// Decision is what Apply did with a command. It is part of the chain digest.
+type Decision uint8
+
+// Decisions. A refused command changes nothing but the applied record; the proposer recomposes it from applied state.
+const (
+	Accepted         Decision = 1
+	RefusedBefore    Decision = 2 // composed on another state: stale after a change of leader
+	RefusedAfter     Decision = 3 // its root is not the root of its entries
+	RefusedTime      Decision = 4 // recorded_at would go back
+	RefusedBindings  Decision = 5 // authorised against older access bindings
+	RefusedMalformed Decision = 6 // a control entry that makes no sense
+)
+
+func (d Decision) String() string {
+	switch d {
+	case Accepted:
+		return "accepted"
+	case RefusedBefore:
+		return "refused: composed on another state"
+	case RefusedAfter:
+		return "refused: wrong root"
+	case RefusedTime:
+		return "refused: recording time goes back"
+	case RefusedBindings:
+		return "refused: older access bindings"
+	case RefusedMalformed:
+		return "refused: malformed control entry"
+	}
+	return fmt.Sprintf("decision %d", uint8(d))
+}
+
+// Outcome is the result of one command.
+type Outcome struct {
+	Decision Decision
+	trees    []*Tree
+}
+
+// Tree returns the tree of a log that the command touched, as it was right after the command; nil if it did not.
+func (o *Outcome) Tree(log uint32) *Tree {
+	for _, t := range o.trees {
+		if t.log == log {
+			return t
+		}
+	}
+	return nil
+}
+
+// recentDigests remembers the newest decisions, so that a proposer's claim about one of them can be compared. 4,096 commands are
+// several seconds at any rate; a proposer is never further behind than what is in flight.
+type recentDigests struct{ ring [4096]Applied }
+
+func (r *recentDigests) add(index uint64, digest merkle.Hash) {
+	r.ring[index%uint64(len(r.ring))] = Applied{Index: index, Digest: digest}
+}
+
+func (r *recentDigests) get(index uint64) (merkle.Hash, bool) {
+	a := r.ring[index%uint64(len(r.ring))]
+	return a.Digest, a.Index == index && a.Digest != merkle.Hash{}
+}
+
+// applyScratch is memory that Apply uses again.
+type applyScratch struct{ key []byte }
+
+// Apply applies committed entries in order and returns one result each: *Outcome for a command, nil for a membership or for an entry
+// that was applied before, an error that wraps ErrQuarantined once this node is found damaged. Everything is in one Pebble batch
+// together with the applied record, and is published only after the store has it.
+func (l *Ledger) Apply(entries []LogEntry) []any {
+	results := make([]any, len(entries))
+	w := l.newWriter()
+	for i := range entries {
+		e := &entries[i]
+		if err := l.Quarantined(); err != nil {
+			results[i] = err
+			continue
+		}
+		if e.Index <= w.applied.index {
+			continue
+		}
+		if e.Configuration {
+			w.applied.configIndex, w.applied.config = e.Index, append([]byte(nil), e.Data...)
+			w.applied.index, w.applied.term = e.Index, e.Term
+			w.dirty = true
+			continue
+		}
+		o, err := w.command(e)
+		if err != nil {
+			l.enterQuarantine(err)
+			results[i] = l.Quarantined()
+			continue
+		}
+		results[i] = o
+	}
+	w.commit()
+	return results
+}
+
+// writer is the work of one Apply call. Its maps shadow the published state until commit.
+type writer struct {
+	l        *Ledger
+	batch    *pebble.Batch
+	applied  appliedRecord
+	edges    map[uint32]*merkle.Edge
+	trees    map[uint32]*Tree
+	registry map[uint32]Log
+	local    string
+	dirty    bool
+}
+
+func (l *Ledger) newWriter() *writer {
+	return &writer{
+		l: l, batch: l.db.NewBatch(), applied: l.applied, local: l.local,
+		edges: map[uint32]*merkle.Edge{}, trees: map[uint32]*Tree{}, registry: map[uint32]Log{},
+	}
+}
+
+// section is a section of a command that has been recomputed and found right.
+type section struct {
+	*Section
+	edge  *merkle.Edge
+	head  Head
+	tiles []merkle.Tile
+}
+
+// command decides on one command and puts it into the batch. An error means that this node must be quarantined.
+func (w *writer) command(e *LogEntry) (*Outcome, error) {
+	c, err := ParseCommand(e.Data)
+	if err == nil && c.ClusterID != w.l.o.ClusterID {
+		err = fmt.Errorf("%w: it is of cluster %s", ErrCommand, c.ClusterID)
+	}
+	if err != nil {
+		// Skipping would make this replica differ from its peers without anybody noticing.
+		w.l.o.Die(fmt.Sprintf("cannot apply raft entry %d", e.Index), err)
+		return nil, err
+	}
+	if digest, ok := w.l.recent.get(c.Base.Index); ok && digest != c.Base.Digest {
+		return nil, fmt.Errorf("the decisions up to raft index %d differ: here %s, at the proposer %s", c.Base.Index, digest, c.Base.Digest)
+	}
+	sections, decision, err := w.recompute(c)
+	if err != nil {
+		return nil, err
+	}
+	o := &Outcome{Decision: decision}
+	if decision == Accepted {
+		for i := range sections {
+			if err := w.put(&sections[i]); err != nil {
+				w.l.o.Die("the state store refuses a write", err)
+				return nil, err
+			}
+			o.trees = append(o.trees, w.trees[sections[i].Log])
+		}
+	}
+	w.applied.index, w.applied.term = e.Index, e.Term
+	w.applied.digest = chainDigest(w.applied.digest, e, c, decision)
+	w.l.recent.add(e.Index, w.applied.digest)
+	w.dirty = true
+	return o, nil
+}
+
+// chainDigest binds every decision to all decisions before it, so that divergence cannot pass for staleness.
+func chainDigest(previous merkle.Hash, e *LogEntry, c *Command, d Decision) merkle.Hash {
+	b := make([]byte, 0, 32+8+8+4+1+len(c.Sections)*(4+8+32))
+	b = append(b, previous[:]...)
+	b = binary.BigEndian.AppendUint64(b, e.Index)
+	b = binary.BigEndian.AppendUint64(b, e.Term)
+	b = binary.BigEndian.AppendUint32(b, c.CRC)
+	b = append(b, byte(d))
+	for i := range c.Sections {
+		s := &c.Sections[i]
+		b = binary.BigEndian.AppendUint32(b, s.Log)
+		b = binary.BigEndian.AppendUint64(b, s.After.Size)
+		b = append(b, s.After.Root[:]...)
+	}
+	return sha256.Sum256(b)
+}
+
+// recompute checks every section of a command against the state and extends the trees on the side. Nothing is kept unless all agree.
+func (w *writer) recompute(c *Command) ([]section, Decision, error) {
+	registry, local := maps.Clone(w.registry), w.local
+	refuse := func(d Decision) ([]section, Decision, error) {
+		w.registry, w.local = registry, local
+		return nil, d, nil
+	}
+	if c.Bindings < w.applied.bindings {
+		return refuse(RefusedBindings)
+	}
+	sections := make([]section, 0, len(c.Sections))
+	for i := range c.Sections {
+		s := section{Section: &c.Sections[i]}
+		for _, done := range sections {
+			if done.Log == s.Log {
+				return refuse(RefusedMalformed)
+			}
+		}
+		if !w.control(s.Section) {
+			return refuse(RefusedMalformed)
+		}
+		if _, ok := w.log(s.Log); !ok {
+			return refuse(RefusedBefore)
+		}
+		decision, err := w.extend(&s)
+		if err != nil {
+			return nil, 0, err
+		}
+		if decision != Accepted {
+			return refuse(decision)
+		}
+		sections = append(sections, s)
+	}
+	return sections, Accepted, nil
+}
+
+// extend recomputes one section. On any mismatch, before or after, the edge is first read again from what is stored: if that
+// contradicts the recorded head, this node is damaged; else only the second comparison counts.
+func (w *writer) extend(s *section) (Decision, error) {
+	for attempt := 0; ; attempt++ {
+		edge, head, err := w.state(s.Log)
+		if err != nil {
+			return 0, err
+		}
+		decision := s.try(edge, head)
+		if decision == Accepted || decision == RefusedTime || attempt > 0 {
+			return decision, nil
+		}
+		if err := w.reload(s.Log); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (s *section) try(edge *merkle.Edge, head Head) Decision {
+	if s.Before.Size != head.Size || s.Before.Root != head.Root || edge.Size() != head.Size || edge.Root() != head.Root {
+		return RefusedBefore
+	}
+	if s.After.RecordedAt < head.RecordedAt {
+		return RefusedTime
+	}
+	s.edge, s.tiles = edge.Clone(), s.tiles[:0]
+	for i := range s.Entries {
+		s.edge.Append(merkle.LeafHash(s.Entries[i].Leaf), func(t merkle.Tile) { s.tiles = append(s.tiles, t) })
+	}
+	s.head = Head{s.edge.Size(), s.edge.Root(), s.After.RecordedAt}
+	if s.head.Root != s.After.Root {
+		return RefusedAfter
+	}
+	return Accepted
+}
+
+// log returns a log as of this writer.
+func (w *writer) log(n uint32) (Log, bool) {
+	if g, ok := w.registry[n]; ok {
+		return g, true
+	}
+	g, ok := w.l.registry[n]
+	return g, ok
+}
+
+// state returns the edge and head of a log as of this writer.
+func (w *writer) state(log uint32) (*merkle.Edge, Head, error) {
+	if e, ok := w.edges[log]; ok {
+		return e, w.trees[log].head, nil
+	}
+	if _, ok := w.l.registry[log]; !ok {
+		return merkle.NewEdge(), emptyHead(), nil
+	}
+	t, err := w.l.Tree(log)
+	if err != nil {
+		return nil, Head{}, err
+	}
+	w.l.mu.RLock()
+	defer w.l.mu.RUnlock()
+	return w.l.edges[log], t.head, nil
+}
+
+// reload reads the edge of a log again from the store, and fails when that is not what the recorded head says.
+func (w *writer) reload(log uint32) error {
+	if _, ok := w.l.registry[log]; !ok && w.edges[log] == nil {
+		return nil // nothing is stored yet
+	}
+	w.commit() // so that the store has everything that the head speaks of
+	edge, head, err := w.l.restore(log)
+	if err != nil {
+		return err
+	}
+	w.edges[log] = edge
+	w.trees[log] = &Tree{l: w.l, log: log, head: head, view: edge.View()}
+	w.l.o.Logger.Warn("a command did not match; the edge was read again from the store and agrees with the recorded head", "log", log, "size", head.Size)
+	return nil
+}
+
+// put writes a section into the batch, grouped by key range, because Pebble inserts ascending keys fastest.
+func (w *writer) put(s *section) error {
+	first := s.Before.Size
+	for i := 0; i < len(s.Entries); i += chunkEntries {
+		if err := w.putChunk(tagLeaves, s, i); err != nil {
+			return err
+		}
+	}
+	for i := 0; i < len(s.Entries); i += chunkEntries {
+		if err := w.putChunk(tagBodies, s, i); err != nil {
+			return err
+		}
+	}
+	key := w.l.scratch.key
+	for i := range s.tiles {
+		key = appendTileKey(key[:0], s.Log, s.tiles[i].ID)
+		op := w.batch.SetDeferred(len(key), merkle.TileWidth*merkle.HashSize)
+		copy(op.Key, key)
+		for j := range s.tiles[i].Hashes {
+			copy(op.Value[j*merkle.HashSize:], s.tiles[i].Hashes[j][:])
+		}
+		if err := op.Finish(); err != nil {
+			return err
+		}
+	}
+	for i := range s.Entries {
+		e := &s.Entries[i]
+		key = appendEventKey(key[:0], s.Log, e.EventID, e.Principal)
+		op := w.batch.SetDeferred(len(key), 8)
+		copy(op.Key, key)
+		binary.BigEndian.PutUint64(op.Value, first+uint64(i))
+		if err := op.Finish(); err != nil {
+			return err
+		}
+	}
+	w.l.scratch.key = key
+	w.edges[s.Log] = s.edge
+	w.trees[s.Log] = &Tree{l: w.l, log: s.Log, head: s.head, view: s.edge.View()}
+	return w.batch.Set(logKey(tagHead, s.Log), s.head.encode(), nil)
+}
+
+func (w *writer) putChunk(tag byte, s *section, i int) error {
+	entries := s.Entries[i:min(i+chunkEntries, len(s.Entries))]
+	size := 0
+	for j := range entries {
+		if tag == tagLeaves {
+			size += storedLeafBytes(&entries[j])
+		} else {
+			size += storedBodyBytes(&entries[j])
+		}
+	}
+	key := appendChunkKey(w.l.scratch.key[:0], tag, s.Log, s.Before.Size+uint64(i))
+	w.l.scratch.key = key
+	op := w.batch.SetDeferred(len(key), size)
+	copy(op.Key, key)
+	v := op.Value[:0]
+	for j := range entries {
+		if tag == tagLeaves {
+			v = appendStoredLeaf(v, s.head.RecordedAt, &entries[j])
+		} else {
+			v = appendStoredBody(v, entries[j].Body)
+		}
+	}
+	if len(v) != size {
+		panic("ledger: bad arithmetic in putChunk")
+	}
+	return op.Finish()
+}
+
+// commit writes the batch and publishes what it holds. The writer can go on afterwards with an empty batch.
+func (w *writer) commit() {
+	if !w.dirty {
+		if err := w.batch.Close(); err != nil {
+			w.l.o.Die("the state store fails", err)
+		}
+		w.batch = w.l.db.NewBatch()
+		return
+	}
+	l := w.l
+	err := w.batch.Set(appliedKey, w.applied.encode(), nil)
+	for n, g := range w.registry {
+		if err == nil {
+			err = w.batch.Set(logKey(tagRegistry, n), g.encode(), nil)
+		}
+	}
+	if err == nil && w.local != l.local {
+		err = w.batch.Set(localKey, []byte(w.local), nil)
+	}
+	if err == nil {
+		err = w.batch.Commit(pebble.NoSync)
+	}
+	if err != nil {
+		// A local failure must not become a decision: the replicas would differ.
+		l.o.Die("the state store refuses a write", err)
+		return
+	}
+	l.applied = w.applied
+	l.mu.Lock()
+	for n, g := range w.registry {
+		l.registry[n], l.byName[g.Name] = g, n
+	}
+	maps.Copy(l.edges, w.edges)
+	maps.Copy(l.trees, w.trees)
+	l.local = w.local
+	l.appliedPub = w.applied.public()
+	close(l.changed)
+	l.changed = make(chan struct{})
+	l.mu.Unlock()
+	w.batch, w.dirty = l.db.NewBatch(), false
+	clear(w.registry)
+}
+
+// enterQuarantine stops this node from applying, signing and serving. The damage is in memory or in the store; the raft log is not
+// touched, so the state can be rebuilt.
+func (l *Ledger) enterQuarantine(why error) {
+	l.o.Logger.Error("quarantined: this node's state contradicts itself or its peers; it neither signs nor serves", "err", why)
+	l.mu.Lock()
+	l.quarantine = fmt.Errorf("%w: %w", ErrQuarantined, why)
+	close(l.changed)
+	l.changed = make(chan struct{})
+	l.mu.Unlock()
+}
+
+// control reads the control entries of a section: the registry and the principals of a ledger are entries of its system log. It
+// reports whether they make sense.
+func (w *writer) control(s *Section) bool {
+	for i := range s.Entries {
+		if !s.Entries[i].Control {
+			continue
+		}
+		leaf, err := lineage.ParseLeaf(s.Entries[i].Leaf)
+		if err != nil || leaf.Kind != lineage.KindControl {
+			return false
+		}
+		c := leaf.Control
+		switch kind := lineage.ControlKind(leaf.Action); {
+		case kind == lineage.ControlGenesis:
+			// The genesis entry of the system log registers it; those of other logs repeat what their log entry said.
+			if s.Before.Size != 0 || i != 0 {
+				return false
+			}
+			if s.Log == SystemLog && !w.add(Log{SystemLog, c.LogName, c.Origin, c.LogKind, c.VKey, c.CreatedAt}) {
+				return false
+			}
+		case s.Log != SystemLog:
+			return false
+		case kind == lineage.ControlLog:
+			if c.LogNumber == SystemLog || !w.add(Log{c.LogNumber, c.LogName, c.Origin, c.LogKind, c.VKey, c.CreatedAt}) {
+				return false
+			}
+		case kind == lineage.ControlPrincipal:
+			if w.local == "" {
+				w.local = c.Principal
+			}
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// add registers a log as of this writer, unless its number or name is taken.
+func (w *writer) add(g Log) bool {
+	if _, taken := w.log(g.Number); taken || g.Name == "" || g.Origin == "" {
+		return false
+	}
+	if _, taken := w.l.byName[g.Name]; taken {
+		return false
+	}
+	for _, other := range w.registry {
+		if other.Name == g.Name {
+			return false
+		}
+	}
+	w.registry[g.Number] = g
+	return true
+}

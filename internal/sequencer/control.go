@@ -1,0 +1,170 @@
+package sequencer
+
+import (
+	"context"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/ledger"
+	"github.com/provledger/provledger/internal/merkle"
+)
+
+// IndexFunction is the version of the pure function from leaf bytes to index keys that genesis entries announce.
+const IndexFunction = 1
+
+// Bootstrap creates the ledger itself: the system log with the local principal, and the log main. It does nothing if they exist.
+func (s *Sequencer) Bootstrap(ctx context.Context) error {
+	if len(s.o.Ledger.Logs()) > 0 {
+		return nil
+	}
+	return s.submit(ctx, &pending{boot: true, create: ledger.MainName}).err
+}
+
+// CreateLog creates a lineage log: an entry in the system log and the genesis entry of the new log, in one command.
+func (s *Sequencer) CreateLog(ctx context.Context, name, principal string, authn lineage.Authn) (ledger.Log, error) {
+	if err := lineage.CheckLogName(name); err != nil {
+		return ledger.Log{}, fmt.Errorf("%w: %w", ledger.ErrInvalid, &lineage.FieldError{Path: "name", Reason: err.Error()})
+	}
+	r := s.submit(ctx, &pending{create: name, Request: Request{Principal: principal, Authn: authn}})
+	return r.log, r.err
+}
+
+// control composes a control command. Nothing is in flight.
+func (s *Sequencer) control(p *pending) {
+	if !s.take(p) {
+		return
+	}
+	c := ledger.Command{ClusterID: s.o.Ledger.ClusterID(), Base: s.o.Ledger.Applied()}
+	var err error
+	if p.boot {
+		err = s.bootstrap(&c, p)
+	} else {
+		err = s.createLog(&c, p)
+	}
+	if err != nil {
+		p.answer(reply{err: err})
+		return
+	}
+	clear(s.specs) // they do not know of the entries of this command
+	s.launch(ledger.AppendCommand(nil, &c), []part{{p: p}})
+}
+
+func (s *Sequencer) bootstrap(c *ledger.Command, p *pending) error {
+	if logs := s.o.Ledger.Logs(); len(logs) > 0 {
+		return fmt.Errorf("the ledger: %w", ledger.ErrConflict)
+	}
+	// Ten random bytes: a principal id stands in every leaf, and 80 bits never meet by chance.
+	id := make([]byte, 10)
+	s.o.Random(id)
+	p.Principal = "local:" + strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(id))
+	p.Authn = lineage.AuthnLedger
+	system, err := s.newLog(ledger.SystemLog, ledger.SystemName)
+	if err != nil {
+		return err
+	}
+	main, err := s.newLog(ledger.MainLog, ledger.MainName)
+	if err != nil {
+		return err
+	}
+	x := s.section(ledger.SystemLog, ledger.Head{Root: merkle.EmptyRoot()}, merkle.NewEdge(), p)
+	x.genesis(system)
+	x.control(lineage.ControlPrincipal, &lineage.Control{Principal: p.Principal})
+	x.registered(main)
+	y := s.section(ledger.MainLog, ledger.Head{Root: merkle.EmptyRoot()}, merkle.NewEdge(), p)
+	y.genesis(main)
+	c.Sections = []ledger.Section{x.close(), y.close()}
+	return nil
+}
+
+func (s *Sequencer) createLog(c *ledger.Command, p *pending) error {
+	if old, err := s.o.Ledger.LogByName(p.create); err == nil {
+		return fmt.Errorf("log %q, number %d: %w", old.Name, old.Number, ledger.ErrConflict)
+	} else if !errors.Is(err, ledger.ErrNotFound) {
+		return err
+	}
+	logs := s.o.Ledger.Logs()
+	g, err := s.newLog(logs[len(logs)-1].Number+1, p.create)
+	if err != nil {
+		return err
+	}
+	t, err := s.o.Ledger.Tree(ledger.SystemLog)
+	if err != nil {
+		return err
+	}
+	x := s.section(ledger.SystemLog, t.Head(), t.Edge(), p)
+	x.registered(g)
+	y := s.section(g.Number, ledger.Head{Root: merkle.EmptyRoot()}, merkle.NewEdge(), p)
+	y.genesis(g)
+	c.Sections = []ledger.Section{x.close(), y.close()}
+	return nil
+}
+
+func (s *Sequencer) newLog(number uint32, name string) (ledger.Log, error) {
+	g := ledger.Log{
+		Number: number, Name: name, Kind: lineage.LineageLog, CreatedAt: s.o.Now(),
+		Origin: lineage.Origin{Host: s.o.OriginHost, Cluster: s.o.Ledger.ClusterID(), Kind: lineage.LineageLog, Name: name}.String(),
+	}
+	if _, err := lineage.ParseOrigin(g.Origin); err != nil {
+		return g, fmt.Errorf("%w: %w", ledger.ErrInvalid, err)
+	}
+	var err error
+	g.VKey, err = s.o.VKey(g.Origin)
+	return g, err
+}
+
+// controlSection composes the control entries of one log.
+type controlSection struct {
+	s    *Sequencer
+	p    *pending
+	edge *merkle.Edge
+	sec  ledger.Section
+}
+
+func (s *Sequencer) section(log uint32, before ledger.Head, edge *merkle.Edge, p *pending) *controlSection {
+	x := &controlSection{s: s, p: p, edge: edge, sec: ledger.Section{Log: log, Before: before, After: before}}
+	x.sec.After.RecordedAt = max(s.o.Now(), before.RecordedAt)
+	return x
+}
+
+// genesis makes entry 0: the log explains itself. The key of its name hashes is a part of the body.
+func (x *controlSection) genesis(g ledger.Log) {
+	key := lineage.BodyPart{Kind: lineage.PartReferenceKey, Key: x.s.keys.next()}
+	reference := x.s.keys.next()
+	key.Content = reference[:]
+	x.add(lineage.ControlGenesis, &lineage.Control{
+		Origin: g.Origin, LogKind: g.Kind, ClusterID: x.s.o.Ledger.ClusterID(), HashAlgorithm: lineage.SHA256, CreatedAt: g.CreatedAt, VKey: g.VKey,
+		SchemaID: lineage.SchemaID, SchemaDigest: lineage.SchemaDigest(), IndexFunction: IndexFunction, LogName: g.Name,
+	}, key)
+}
+
+// registered makes the entry of the system log by which a log exists.
+func (x *controlSection) registered(g ledger.Log) {
+	x.control(lineage.ControlLog, &lineage.Control{
+		Origin: g.Origin, LogKind: g.Kind, CreatedAt: g.CreatedAt, VKey: g.VKey, LogNumber: g.Number, LogName: g.Name,
+	})
+}
+
+func (x *controlSection) control(kind lineage.ControlKind, c *lineage.Control) { x.add(kind, c) }
+
+func (x *controlSection) add(kind lineage.ControlKind, c *lineage.Control, body ...lineage.BodyPart) {
+	l := &lineage.Leaf{
+		EventID: lineage.NewID(), Kind: lineage.KindControl, Action: uint8(kind), Source: lineage.Native,
+		RecordedAt: x.sec.After.RecordedAt, Principal: x.p.Principal, Authn: x.p.Authn, Control: c,
+	}
+	for i := range body {
+		l.Bodies = append(l.Bodies, lineage.Commitment{Part: body[i].Kind, MAC: lineage.Commit(body[i].Kind, &body[i].Key, body[i].Content)})
+	}
+	leaf := lineage.AppendLeaf(nil, l)
+	x.edge.Append(merkle.LeafHash(leaf), nil)
+	x.sec.Entries = append(x.sec.Entries, ledger.CommandEntry{
+		EventID: l.EventID, Principal: l.Principal, Authn: l.Authn, Control: true, Leaf: leaf, Body: lineage.AppendBody(nil, body),
+	})
+}
+
+func (x *controlSection) close() ledger.Section {
+	x.sec.After.Size, x.sec.After.Root = x.edge.Size(), x.edge.Root()
+	return x.sec
+}

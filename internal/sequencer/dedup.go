@@ -1,0 +1,119 @@
+package sequencer
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+
+	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/ledger"
+)
+
+// maxRemembered bounds the ids that a log keeps in memory. At 60 bytes each that is 16 MiB, and minutes of traffic at any rate.
+const maxRemembered = 256 << 10
+
+// eventKey is the identity of an event within a log. Principals are numbered to keep it small.
+type eventKey struct {
+	id        lineage.ID
+	principal uint32
+}
+
+// dedup knows every recorded id from low on, including those in flight; smaller ids are looked up in the store. Ids that sort by time
+// therefore never cost a read, and no clock decides anything. An id is at or above low, and in the map, or was never recorded.
+type dedup struct {
+	low        lineage.ID // zero: all ids are known
+	known      map[eventKey]uint64
+	principals map[string]uint32
+}
+
+// loadDedup reads the newest ids of a log from the store.
+func loadDedup(x *ledger.EventIDs) (*dedup, error) {
+	d := &dedup{known: map[eventKey]uint64{}, principals: map[string]uint32{}}
+	var lowest lineage.ID
+	more, err := x.Newest(maxRemembered/2, func(id lineage.ID, principal string, index uint64) {
+		d.known[d.key(id, principal)] = index
+		lowest = id
+	})
+	if err != nil {
+		return nil, err
+	}
+	if more {
+		// Another principal may have used the lowest id too, so only what is above it is known to be complete.
+		d.low = successor(lowest)
+	}
+	return d, nil
+}
+
+func successor(id lineage.ID) lineage.ID {
+	for i := len(id) - 1; i >= 0; i-- {
+		if id[i]++; id[i] != 0 {
+			break
+		}
+	}
+	return id
+}
+
+func (d *dedup) key(id lineage.ID, principal string) eventKey {
+	n, ok := d.principals[principal]
+	if !ok {
+		n = uint32(len(d.principals))
+		d.principals[principal] = n
+	}
+	return eventKey{id, n}
+}
+
+// add remembers an id that is about to be recorded.
+func (d *dedup) add(id lineage.ID, principal string, index uint64) {
+	d.known[d.key(id, principal)] = index
+}
+
+// trim raises low when there are too many ids. Only what the store has, below size, is forgotten: what is in flight stays, whatever its
+// id.
+func (d *dedup) trim(size uint64) {
+	if len(d.known) < maxRemembered {
+		return
+	}
+	ids := make([]lineage.ID, 0, len(d.known))
+	for k := range d.known {
+		ids = append(ids, k.id)
+	}
+	slices.SortFunc(ids, func(a, b lineage.ID) int { return bytes.Compare(a[:], b[:]) })
+	if low := ids[len(ids)/2]; bytes.Compare(low[:], d.low[:]) > 0 {
+		d.low = low
+	}
+	for k, index := range d.known {
+		if index < size && bytes.Compare(k.id[:], d.low[:]) < 0 {
+			delete(d.known, k)
+		}
+	}
+}
+
+// lookup finds duplicates for one command: in memory, and for ids below low through one iterator, opened only if it is needed.
+type lookup struct {
+	d     *dedup
+	l     *ledger.Ledger
+	log   uint32
+	store *ledger.EventIDs
+}
+
+func (x *lookup) find(id lineage.ID, principal string) (index uint64, ok bool, err error) {
+	if index, ok := x.d.known[x.d.key(id, principal)]; ok {
+		return index, true, nil
+	}
+	if bytes.Compare(id[:], x.d.low[:]) >= 0 {
+		return 0, false, nil
+	}
+	if x.store == nil {
+		if x.store, err = x.l.EventIDs(x.log); err != nil {
+			return 0, false, err
+		}
+	}
+	return x.store.Lookup(id, principal)
+}
+
+func (x *lookup) close(err error) error {
+	if x.store == nil {
+		return err
+	}
+	return errors.Join(err, x.store.Close())
+}
