@@ -17,6 +17,8 @@ func checkLog(s Store, d Position) error {
 		return fmt.Errorf("consensus: last index of the log: %w", err)
 	}
 	switch {
+	case d.ConfigurationIndex > d.Index:
+		return fmt.Errorf("%w: the machine is at index %d with the configuration of %d", ErrLogMismatch, d.Index, d.ConfigurationIndex)
 	case last < d.Index:
 		// Compaction always leaves the newest entries, so this log has lost some, and with them perhaps others that were
 		// acknowledged.

@@ -146,8 +146,9 @@ func TestOpenRefuses(t *testing.T) {
 		"configuration of nobody": {change: func(_ *raft.InmemStore, at *Position) {
 			at.Configuration = raft.EncodeConfiguration(raft.Configuration{})
 		}, want: ErrLogMismatch},
-		"never bootstrapped": {change: func(s *raft.InmemStore, at *Position) { s.DeleteRange(1, 9); *at = Position{} }, want: ErrNotMember},
-		"another node":       {change: func(*raft.InmemStore, *Position) {}, id: "node-2", want: ErrNotMember},
+		"configuration of the future": {change: func(_ *raft.InmemStore, at *Position) { at.ConfigurationIndex = 6 }, want: ErrLogMismatch},
+		"never bootstrapped":          {change: func(s *raft.InmemStore, at *Position) { s.DeleteRange(1, 9); *at = Position{} }, want: ErrNotMember},
+		"another node":                {change: func(*raft.InmemStore, *Position) {}, id: "node-2", want: ErrNotMember},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, at := raft.NewInmemStore(), at

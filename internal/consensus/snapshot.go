@@ -78,7 +78,9 @@ func (s snapshots) meta() (*raft.SnapshotMeta, error) {
 	}, nil
 }
 
-// decodeConfiguration is raft.DecodeConfiguration with an error in place of a panic: the bytes come from a disk.
+// decodeConfiguration is raft.DecodeConfiguration with an error in place of a panic: the bytes come from a disk. The
+// library's decoder believes lengths that it reads, and may count for seconds; the machine's checksums are what keeps
+// damaged bytes from it.
 func decodeConfiguration(b []byte) (c raft.Configuration, err error) {
 	defer func() {
 		if r := recover(); r != nil {
