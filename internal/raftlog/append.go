@@ -92,8 +92,11 @@ func (s *Store) room(records []record) (g *segment, n int, err error) {
 		return g, n, nil
 	}
 	file, err := s.spare(max(blockSize+size, s.segmentBytes))
-	if err != nil {
-		return nil, 0, fmt.Errorf("raftlog: %w", err)
+	switch {
+	case errors.Is(err, ErrNoSpace) || errors.Is(err, errStopped):
+		return nil, 0, fmt.Errorf("raftlog: %w", err) // not a broken disk
+	case err != nil:
+		return nil, 0, s.fail(err)
 	}
 	h := segmentHeader{nonce: newNonce(), sequence: g.sequence + 1, firstBatch: s.nextBatch, oldest: s.segs[0].sequence}
 	if h.firstIndex = s.last + 1; records[0].kind == kindEntry {

@@ -18,7 +18,7 @@ var full = os.Getenv("PROVLEDGER_STORM") == "full"
 type storm struct {
 	seed   uint64
 	steps  int
-	every  int                 // crash at every n-th file operation
+	every  int                      // crash at every n-th file operation
 	only   func(op errorfs.Op) bool // which file operations count, nil = all that change something
 	tamper func(vfs.FS) vfs.FS      // breaks the store under test, nil = intact
 
@@ -230,3 +230,5 @@ func TestCrashStorm(t *testing.T) {
 		t.Logf("seed %d: %d file operations, %d clones", seed, st.ops, st.clones)
 	}
 }
+
+func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 4)) }
