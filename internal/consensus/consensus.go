@@ -25,6 +25,7 @@ var (
 type Consensus struct {
 	conf   Config
 	raft   *raft.Raft
+	log    *gate
 	fsm    *fsm
 	logger *logger
 
@@ -112,6 +113,7 @@ func open(c Config, t raft.Transport) (*Consensus, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Consensus{
 		conf:        c,
+		log:         &gate{LogStore: c.Store},
 		fsm:         &fsm{machine: c.Machine, ctx: ctx},
 		logger:      newLogger(c.Logger, hclog.Error), // until start says otherwise
 		leadership:  newLeadership(),
@@ -125,7 +127,7 @@ func open(c Config, t raft.Transport) (*Consensus, error) {
 		stopped:     make(chan struct{}),
 	}
 	n.fsm.delivered.Store(d.Index)
-	n.raft, err = raft.NewRaft(c.raftConfig(n.logger, n.leadership.notify), n.fsm, c.Store, c.Store, snapshots{c.Machine}, t)
+	n.raft, err = raft.NewRaft(c.raftConfig(n.logger, n.leadership.notify), n.fsm, n.log, c.Store, snapshots{c.Machine}, t)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("consensus: start raft: %w", err)
@@ -248,6 +250,7 @@ func (c *Consensus) close(ctx context.Context) error {
 		if err := down.Error(); err != nil {
 			c.logger.Error("shutdown", "error", err)
 		}
+		c.log.shut()
 		<-c.compactDone
 		close(c.leadership.stop)
 		<-c.leadership.done
@@ -272,26 +275,21 @@ type Stats struct {
 	First, Last, Committed uint64
 	// Delivered is the index of the last entry that the machine has applied; no-ops and barriers do not count.
 	Delivered uint64
-	// Durable is the index that a power cut would leave the machine at.
-	Durable uint64
 	// InFlight is the number of proposals and barriers without an answer.
 	InFlight int
 	// Snapshots and SnapshotFailures count flush-and-compact rounds since Open.
 	Snapshots, SnapshotFailures uint64
 }
 
-// Stats returns current figures. An index that cannot be read is 0.
+// Stats returns current figures. It never touches the machine, and after Close not the store: First is 0 then.
 func (c *Consensus) Stats() Stats {
 	s := Stats{
 		Leader: c.IsLeader(), Term: c.Term(),
 		Last: c.raft.LastIndex(), Committed: c.raft.CommitIndex(), Delivered: c.fsm.delivered.Load(),
 		InFlight: len(c.slots), Snapshots: c.snapshots.Load(), SnapshotFailures: c.snapshotFailures.Load(),
 	}
-	if first, err := c.conf.Store.FirstIndex(); err == nil {
+	if first, err := c.log.FirstIndex(); err == nil {
 		s.First = first
-	}
-	if d, err := c.conf.Machine.Durable(); err == nil {
-		s.Durable = d.Index
 	}
 	return s
 }

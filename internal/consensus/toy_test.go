@@ -119,6 +119,7 @@ type memStore struct {
 
 	mu      sync.Mutex
 	storeAs func(logs []*raft.Log) error // stands in for StoreLogs
+	slow    chan struct{}                // if set, FirstIndex receives from it first
 	deletes [][2]uint64                  // ranges as raft asked for them
 }
 
@@ -134,6 +135,16 @@ func (m *memStore) StoreLogs(logs []*raft.Log) error {
 		return storeAs(logs)
 	}
 	return m.InmemStore.StoreLogs(logs)
+}
+
+func (m *memStore) FirstIndex() (uint64, error) {
+	m.mu.Lock()
+	slow := m.slow
+	m.mu.Unlock()
+	if slow != nil {
+		<-slow
+	}
+	return m.InmemStore.FirstIndex()
 }
 
 func (m *memStore) DeleteRange(lo, hi uint64) error {
