@@ -132,6 +132,7 @@ func (l *Ledger) load() error {
 	if err != nil {
 		return err
 	}
+	l.applied.cluster = l.o.ClusterID
 	if ok {
 		if l.applied, err = parseApplied(v); err != nil {
 			return err

@@ -1,0 +1,209 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/signer"
+)
+
+// Files of a ledger directory. FORMAT is written last and in one step: a directory without it is not a ledger yet, and what a broken
+// attempt left there is thrown away.
+const (
+	lockFile   = "LOCK"
+	formatFile = "FORMAT"
+	secretFile = "secret"
+	raftDir    = "raft"
+	stateDir   = "state"
+	signerDir  = "signer"
+
+	formatVersion = 1
+	// maxFormatBytes is far above what FORMAT holds.
+	maxFormatBytes = 4096
+)
+
+// ErrBusy means that another process has the directory open.
+var ErrBusy = errors.New("the ledger directory is in use by another process")
+
+// ErrFormat means a directory that this program cannot open.
+var ErrFormat = errors.New("not a ledger directory that this program can open")
+
+// format is the content of FORMAT.
+type format struct {
+	Version   int        `json:"version"`
+	ClusterID lineage.ID `json:"clusterId"`
+	NodeID    lineage.ID `json:"nodeId"`
+}
+
+// directory is a locked ledger directory.
+type directory struct {
+	fs   vfs.FS
+	path string
+	lock io.Closer
+	format
+	secret [signer.SecretBytes]byte
+	fresh  bool // FORMAT is not there yet
+}
+
+func (d *directory) join(name string) string { return d.fs.PathJoin(d.path, name) }
+
+// lockRetry is how often a busy directory is tried again.
+const lockRetry = 20 * time.Millisecond
+
+// openDirectory locks a directory, waiting up to patience for another process to let go of it, and reads what it is.
+func openDirectory(ctx context.Context, fs vfs.FS, path string, patience time.Duration) (*directory, error) {
+	if err := fs.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("ledger directory %s: %w", path, err)
+	}
+	d := &directory{fs: fs, path: path}
+	for deadline := time.Now().Add(patience); ; {
+		var err error
+		if d.lock, err = fs.Lock(d.join(lockFile)); err == nil {
+			break
+		}
+		// A lock file that cannot be made is a fault of the path; a lock that is held is reported without one.
+		if _, ok := errors.AsType[*os.PathError](err); ok {
+			return nil, fmt.Errorf("ledger directory %s: %w", path, err)
+		}
+		if !time.Now().Before(deadline) {
+			return nil, fmt.Errorf("%w: %s (waited %v): %w", ErrBusy, path, patience, err)
+		}
+		select {
+		case <-time.After(lockRetry):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %s: %w", ErrBusy, path, ctx.Err())
+		}
+	}
+	if err := d.read(); err != nil {
+		return nil, errors.Join(err, d.lock.Close())
+	}
+	return d, nil
+}
+
+func (d *directory) read() error {
+	b, err := d.readFile(formatFile)
+	if errors.Is(err, os.ErrNotExist) {
+		return d.start()
+	}
+	if err != nil {
+		return err
+	}
+	j := json.NewDecoder(bytes.NewReader(b))
+	j.DisallowUnknownFields()
+	if err := j.Decode(&d.format); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrFormat, d.join(formatFile), err)
+	}
+	if d.Version != formatVersion {
+		return fmt.Errorf("%w: %s has format %d, this program knows %d; use the version of Provledger that wrote it or a newer one", ErrFormat, d.path, d.Version, formatVersion)
+	}
+	secret, err := d.readFile(secretFile)
+	if err != nil {
+		return fmt.Errorf("the node's secret: %w; without it this node cannot sign: put it back from where you keep it", err)
+	}
+	if len(secret) != len(d.secret) {
+		return fmt.Errorf("%w: %s has %d bytes, not %d", ErrFormat, d.join(secretFile), len(secret), len(d.secret))
+	}
+	copy(d.secret[:], secret)
+	return nil
+}
+
+func (d *directory) readFile(name string) ([]byte, error) {
+	f, err := d.fs.Open(d.join(name))
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFormatBytes))
+	return b, errors.Join(err, f.Close())
+}
+
+// start begins a new ledger in a directory that holds nothing but what an earlier, broken attempt left.
+func (d *directory) start() error {
+	names, err := d.fs.List(d.path)
+	if err != nil {
+		return err
+	}
+	ours := []string{lockFile, secretFile, raftDir, stateDir, signerDir}
+	for _, name := range names {
+		if !slices.Contains(ours, name) && !strings.HasPrefix(name, ".") && !strings.HasSuffix(name, temporarySuffix) {
+			return fmt.Errorf("%w: %s is neither empty nor a ledger (it holds %q); name another directory", ErrFormat, d.path, name)
+		}
+	}
+	for _, name := range ours[1:] {
+		if err := d.fs.RemoveAll(d.join(name)); err != nil {
+			return err
+		}
+	}
+	d.fresh = true
+	d.format = format{formatVersion, lineage.ID(randomBytes(16)), lineage.ID(randomBytes(16))}
+	copy(d.secret[:], randomBytes(len(d.secret)))
+	return d.write(secretFile, d.secret[:], true)
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b) // never fails (crypto/rand)
+	return b
+}
+
+// complete writes FORMAT: from now on the directory is a ledger.
+func (d *directory) complete() error {
+	b, err := json.Marshal(d.format)
+	if err != nil {
+		return err
+	}
+	if err := d.write(formatFile, append(b, '\n'), false); err != nil {
+		return err
+	}
+	d.fresh = false
+	return nil
+}
+
+const temporarySuffix = ".new"
+
+// write makes a file appear whole and durable, or not at all.
+func (d *directory) write(name string, content []byte, private bool) error {
+	temporary := d.join(name + temporarySuffix)
+	f, err := d.fs.Create(temporary, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	if private && d.fs == vfs.Default {
+		err = os.Chmod(temporary, 0o600) // before anything is in it
+	}
+	if err == nil {
+		_, err = f.Write(content)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = d.fs.Rename(temporary, d.join(name))
+	}
+	if err == nil {
+		err = d.sync()
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", d.join(name), err)
+	}
+	return nil
+}
+
+func (d *directory) sync() error {
+	f, err := d.fs.OpenDir(d.path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
