@@ -246,6 +246,25 @@ func (r *reader) name() Name {
 	return Name{r.text(MaxNameBytes), r.text(MaxNameBytes), r.text(MaxNameBytes)}
 }
 
+// Fits reports what identifiers say that their leaf has no place for, or the other way round.
+func (x *Identifiers) Fits(l *Leaf) error {
+	switch {
+	case x.Job.IsZero() != (l.Job == nil):
+		return errors.New("identifiers and leaf disagree on whether there is a job")
+	case x.Target.IsZero() != (l.Target == nil):
+		return errors.New("identifiers and leaf disagree on whether there is a target")
+	case len(x.References) > len(l.References):
+		return fmt.Errorf("identifiers name %d references, the leaf has %d", len(x.References), len(l.References))
+	}
+	for i := range l.References {
+		named := i < len(x.References) && !x.References[i].Name.IsZero()
+		if named != l.References[i].hasName() {
+			return fmt.Errorf("identifiers and leaf disagree on whether references[%d] has a name", i)
+		}
+	}
+	return nil
+}
+
 // AppendDocuments appends the documents part: CBOR [[media type, name, content]...].
 func AppendDocuments(b []byte, docs []Document) []byte {
 	b = appendHead(b, cborArray, uint64(len(docs)))

@@ -165,3 +165,8 @@ func (d Digest) check() error {
 		return fmt.Errorf("%s has %d hex digits, not %d", i.name, 2*i.sizes[0], 2*n)
 	}
 }
+
+// OfContent reports whether the algorithm hashes the plain bytes of a file, or those behind a Git blob header.
+func (a Algorithm) OfContent() bool {
+	return a >= SHA256 && a <= BLAKE3 || a == GitBlob || a == SHA1 || a == MD5
+}

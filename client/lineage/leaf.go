@@ -6,6 +6,7 @@ import (
 	_ "embed" // leaf.cddl
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // LeafTag opens every lineage leaf, so that no other record can be read as one (the RFC 6962 prefix separates leaf from node only).
@@ -74,6 +75,17 @@ type LeafReference struct {
 	Known    Known
 	Identity Digest // NameHMAC if known by name only
 	Aliases  []Digest
+}
+
+// hasName reports whether a name hash is the identity or, the last, among the aliases.
+func (f *LeafReference) hasName() bool {
+	n := len(f.Aliases)
+	return f.Identity.Algorithm == NameHMAC || n > 0 && f.Aliases[n-1].Algorithm == NameHMAC
+}
+
+// HasNames reports whether the leaf has any name hash: of job, target or a reference.
+func (l *Leaf) HasNames() bool {
+	return l.Job != nil || l.Target != nil || slices.ContainsFunc(l.References, func(f LeafReference) bool { return f.hasName() })
 }
 
 // Commitment binds one part of the body.
