@@ -100,10 +100,10 @@ func parseTilePath(path string) (id TileID, width int, entries, ok bool) {
 	}
 	for group := range strings.SplitSeq(groups, "/") {
 		n, err := strconv.ParseUint(strings.TrimPrefix(group, "x"), 10, 16)
-		if err != nil || n >= groupValue || id.Index > maxTileIndex/groupValue {
+		if err != nil || n >= groupValue {
 			return id, 0, false, false
 		}
-		id.Index = id.Index*groupValue + n
+		id.Index = id.Index*groupValue + n // may wrap round: then it prints as another path
 	}
 	return id, width, entries, id.Index <= maxTileIndex
 }
