@@ -1,0 +1,136 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// attemptTimeout bounds one attempt, so that a server that hangs costs one attempt and not the operation. A commit takes
+	// milliseconds; a failover seconds.
+	attemptTimeout = 15 * time.Second
+
+	// Pause before the n-th attempt: random below firstPause * 2^n, at most maxPause.
+	firstPause = 50 * time.Millisecond
+	maxPause   = 2 * time.Second
+
+	// Domain and reasons of google.rpc.ErrorInfo in the statuses of the ledger service.
+	errorDomain          = "provledger"
+	reasonNotApplied     = "NOT_APPLIED"
+	reasonUnknownOutcome = "UNKNOWN_OUTCOME"
+)
+
+// method is a unary method of the generated client.
+type method[Q, R any] func(ctx context.Context, req *Q, opts ...grpc.CallOption) (*R, error)
+
+// withTimeout gives an operation its overall deadline if the caller set none.
+func (c *Client) withTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, c.o.Timeout)
+}
+
+// read calls a method that changes nothing, again and again until it answers, refuses, or the time is up.
+func read[Q, R any](ctx context.Context, c *Client, what string, m method[Q, R], req *Q) (*R, error) {
+	resp, _, err := call(ctx, c, what, m, req)
+	return resp, err
+}
+
+// write does the same for a method that records something under an id, and says what is known if it fails.
+func write[Q, R any](ctx context.Context, c *Client, what string, m method[Q, R], req *Q) (*R, error) {
+	resp, outcome, err := call(ctx, c, what, m, req)
+	if err != nil && outcome != nil {
+		err = &outcomeError{outcome, err}
+	}
+	return resp, err
+}
+
+// call does the attempts. outcome is what a failure of them all means for a write: nil if the server refused the request for good.
+func call[Q, R any](ctx context.Context, c *Client, what string, m method[Q, R], req *Q) (resp *R, outcome error, err error) {
+	ctx, cancel := c.withTimeout(ctx)
+	defer cancel()
+	outcome = ErrNotApplied // until an attempt may have had an effect
+	for n := 0; ; n++ {
+		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
+		resp, err = m(attempt, req, grpc.MaxCallRecvMsgSize(MaxMessageBytes))
+		cancel()
+		if err == nil {
+			return resp, nil, nil
+		}
+		v := judge(err)
+		if v.mayHaveEffect {
+			outcome = ErrUnknown
+		}
+		if !v.retry || ctx.Err() != nil {
+			if v.refused && outcome == ErrNotApplied {
+				outcome = nil
+			}
+			return nil, outcome, fmt.Errorf("%s: %w", what, err)
+		}
+		pause := max(v.pause, rand.N(min(firstPause<<min(n, 10), maxPause)))
+		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
+			return nil, outcome, fmt.Errorf("%s: gave up after %d attempts: %w", what, n+1, err)
+		}
+		c.logger.DebugContext(ctx, "retrying", "call", what, "attempt", n+1, "pause", pause, "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, outcome, fmt.Errorf("%s: %w", what, err)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// verdict is what an error of one attempt means.
+type verdict struct {
+	retry         bool          // another attempt may succeed
+	pause         time.Duration // the server asked for
+	mayHaveEffect bool          // the request may have been carried out
+	refused       bool          // the server understood and said no
+}
+
+func judge(err error) verdict {
+	s, _ := status.FromError(err)
+	var reason string
+	var pause time.Duration
+	asked := false
+	for _, d := range s.Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			if d.Domain == errorDomain {
+				reason = d.Reason
+			}
+		case *errdetails.RetryInfo:
+			pause, asked = d.GetRetryDelay().AsDuration(), true
+		}
+	}
+	switch s.Code() {
+	case codes.Unavailable:
+		// Without a reason it comes from the transport, which cannot tell whether the request got through.
+		return verdict{retry: true, pause: pause, mayHaveEffect: reason != reasonNotApplied}
+	case codes.ResourceExhausted:
+		// Overload comes with RetryInfo and before anything is queued; a message over the limit comes without.
+		return verdict{retry: asked, pause: pause, refused: !asked}
+	case codes.DeadlineExceeded:
+		return verdict{retry: true, mayHaveEffect: reason != reasonNotApplied}
+	case codes.Aborted:
+		return verdict{retry: reason == reasonNotApplied, mayHaveEffect: reason != reasonNotApplied}
+	case codes.Canceled, codes.Internal, codes.Unknown, codes.DataLoss:
+		return verdict{mayHaveEffect: true}
+	}
+	return verdict{refused: true}
+}
+
+// isCode reports whether err is a gRPC status with the given code.
+func isCode(err error, code codes.Code) bool {
+	var s interface{ GRPCStatus() *status.Status }
+	return errors.As(err, &s) && s.GRPCStatus().Code() == code
+}
