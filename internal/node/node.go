@@ -13,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/health"
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/consensus"
@@ -20,6 +21,7 @@ import (
 	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/merkle"
 	"github.com/provledger/provledger/internal/raftlog"
+	"github.com/provledger/provledger/internal/rpc"
 	"github.com/provledger/provledger/internal/sequencer"
 	"github.com/provledger/provledger/internal/signer"
 )
@@ -38,8 +40,8 @@ const (
 	// DefaultSlowWarn and DefaultSlowKill bound one disk operation: a minute of silence is worse than a restart (H7).
 	DefaultSlowWarn = time.Second
 	DefaultSlowKill = 10 * time.Second
-	// spaceEvery is how often free space is looked at: faster than any disk of a sensible size fills by 256 MiB.
-	spaceEvery = 500 * time.Millisecond
+	// watchEvery is how often free space and health are looked at: faster than a disk of a sensible size fills by 256 MiB.
+	watchEvery = 500 * time.Millisecond
 )
 
 // Config of a node. Zero values mean the default, but for Dir and Die.
@@ -109,7 +111,11 @@ type Node struct {
 	sequencer *sequencer.Sequencer
 	created   bool
 
+	rpcMetrics *rpc.Metrics
+	health     *health.Server
+
 	overloaded atomic.Pointer[error] // why no append is admitted
+	free       atomic.Uint64         // bytes, as last looked at
 	stop       chan struct{}
 	closers    []func(context.Context) error // in order of opening
 }
@@ -175,7 +181,9 @@ func (n *Node) open(ctx context.Context) (err error) {
 	if err := n.sequencer.Bootstrap(ctx); err != nil {
 		return fmt.Errorf("create the built-in logs: %w", err)
 	}
-	n.watchSpace()
+	n.rpcMetrics, n.health = rpc.NewMetrics(n.c.Registry), newHealth()
+	n.registerMetrics()
+	n.watch()
 	return nil
 }
 
@@ -250,26 +258,17 @@ func (n *Node) admit() error {
 	return nil
 }
 
-// watchSpace refuses appends while the disk is nearly full: what is accepted can still be flushed (design, "disk full").
-func (n *Node) watchSpace() {
-	least := n.c.MinFreeBytes + 4*n.c.MemTableBytes
+// watch looks at the free space and the health of the node from time to time.
+func (n *Node) watch() {
 	look := func() {
-		free, err := disk.FreeBytes(n.c.FS, n.c.Dir)
-		switch {
-		case err != nil:
-			n.c.Logger.Warn("cannot tell the free space", "err", err)
-		case free < least:
-			err := fmt.Errorf("%w: %d MiB are free in %s, appends need %d MiB; free some space, it goes on by itself", ledger.ErrOverloaded, free>>20, n.c.Dir, least>>20)
-			n.overloaded.Store(&err)
-		default:
-			n.overloaded.Store(nil)
-		}
+		n.lookAtSpace()
+		n.setHealth()
 	}
 	look()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		t := time.NewTicker(spaceEvery)
+		t := time.NewTicker(watchEvery)
 		defer t.Stop()
 		for {
 			select {
@@ -280,7 +279,28 @@ func (n *Node) watchSpace() {
 			}
 		}
 	}()
-	n.opened(func(context.Context) error { close(n.stop); <-done; return nil })
+	n.opened(func(context.Context) error {
+		n.health.Shutdown()
+		close(n.stop)
+		<-done
+		return nil
+	})
+}
+
+// lookAtSpace refuses appends while the disk is nearly full: what is accepted can still be flushed.
+func (n *Node) lookAtSpace() {
+	least := n.c.MinFreeBytes + 4*n.c.MemTableBytes
+	free, err := disk.FreeBytes(n.c.FS, n.c.Dir)
+	n.free.Store(free)
+	switch {
+	case err != nil:
+		n.c.Logger.Warn("cannot tell the free space", "err", err)
+	case free < least:
+		err := fmt.Errorf("%w: %d MiB are free in %s, appends need %d MiB; free some space, it goes on by itself", ledger.ErrOverloaded, free>>20, n.c.Dir, least>>20)
+		n.overloaded.Store(&err)
+	default:
+		n.overloaded.Store(nil)
+	}
 }
 
 // Created reports whether Open made a new ledger.

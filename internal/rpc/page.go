@@ -1,0 +1,74 @@
+package rpc
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"strings"
+
+	"github.com/provledger/provledger/client/lineage"
+)
+
+// What a page token belongs to.
+const (
+	pageList = 'l'
+	pageFind = 'f'
+	pageLogs = 'g'
+)
+
+// position is where a paged answer goes on. The tree size of the first page is kept, so that all pages are of one answer.
+type position struct {
+	kind byte
+	log  uint32
+	next uint64
+	size uint64
+}
+
+// token is opaque to clients; it is no secret and grants nothing.
+func (p position) token() string {
+	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%c.%d.%d.%d", p.kind, p.log, p.next, p.size))
+}
+
+// resume takes next and size from a token of the same kind of request on the same log; an empty token changes nothing.
+func (p *position) resume(token string, current uint64) error {
+	if token == "" {
+		return nil
+	}
+	var q position
+	b, err := base64.RawURLEncoding.DecodeString(token)
+	if err == nil && len(token) <= maxTokenBytes {
+		_, err = fmt.Sscanf(string(b), "%c.%d.%d.%d", &q.kind, &q.log, &q.next, &q.size)
+	}
+	if err != nil || q.token() != token || q.kind != p.kind || q.log != p.log || q.next > q.size || q.kind != pageLogs && q.size > current {
+		return invalid("page_token", "is not one that this request got; start again without it")
+	}
+	*p = q
+	return nil
+}
+
+// pageSize applies the default and the maximum: larger wishes are cut, as AIP-158 says.
+func pageSize(n int32) (int, error) {
+	switch {
+	case n < 0:
+		return 0, invalid("page_size", fmt.Sprintf("%d is negative", n))
+	case n == 0:
+		return defaultPage, nil
+	}
+	return min(int(n), maxPage), nil
+}
+
+// digestPrefix checks ALGORITHM:HEX where HEX may be cut short.
+func digestPrefix(s string) (string, error) {
+	name, digits, ok := strings.Cut(s, ":")
+	if !ok {
+		return "", fmt.Errorf("%q is not ALGORITHM:HEX", s)
+	}
+	a, err := lineage.ParseAlgorithm(name)
+	if err != nil {
+		return "", err
+	}
+	if _, err := hex.DecodeString(digits + strings.Repeat("0", len(digits)%2)); err != nil || len(digits) < minPrefix {
+		return "", fmt.Errorf("%q: a prefix has at least %d hex digits", s, minPrefix)
+	}
+	return a.String() + ":" + strings.ToLower(digits), nil
+}

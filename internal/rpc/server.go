@@ -1,0 +1,103 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+)
+
+// ServerOptions returns the limits that every server of this API runs under, and the interceptors that turn errors into statuses, keep
+// reads and writes out of each other's way and measure.
+func ServerOptions(l *slog.Logger, m *Metrics) []grpc.ServerOption {
+	c := &calls{log: l, metrics: m, reads: make(chan struct{}, maxReads), writes: make(chan struct{}, maxWrites)}
+	return []grpc.ServerOption{
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxRecvMsgSize(MaxRequestBytes),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(connectionTimeout),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: keepaliveTime, Timeout: keepaliveTimeout, MaxConnectionIdle: maxConnectionIdle,
+			MaxConnectionAge: maxConnectionAge, MaxConnectionAgeGrace: connectionGrace,
+		}),
+		grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(bufferBytes),
+		grpc.WriteBufferSize(bufferBytes),
+		grpc.ChainUnaryInterceptor(c.unary),
+		grpc.ChainStreamInterceptor(c.stream),
+	}
+}
+
+// calls is what happens around every call.
+type calls struct {
+	log           *slog.Logger
+	metrics       *Metrics
+	reads, writes chan struct{}
+}
+
+func isWrite(method string) bool {
+	name := method[strings.LastIndexByte(method, '/')+1:]
+	return name == "Append" || name == "BatchAppend" || name == "CreateLog"
+}
+
+func (c *calls) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	start := time.Now()
+	defer func() { err = c.ended(info.FullMethod, start, recover(), err) }()
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+	}
+	release, err := c.admit(ctx, info.FullMethod)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return next(ctx, req)
+}
+
+func (c *calls) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	start := time.Now()
+	defer func() { err = c.ended(info.FullMethod, start, recover(), err) }()
+	return next(srv, ss)
+}
+
+func (c *calls) admit(ctx context.Context, method string) (release func(), err error) {
+	slots := c.reads
+	if isWrite(method) {
+		slots = c.writes
+	}
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+// ended turns the error of a call into its status, counts it, and keeps a panic in one call from ending all others: nothing that a call
+// does can leave shared state half changed, for only the sequencer's goroutine changes any.
+func (c *calls) ended(method string, start time.Time, panicked any, err error) error {
+	if panicked != nil {
+		c.log.Error("panic in a call", "method", method, "panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))
+		err = status.Error(codes.Internal, "internal error; the server's log has it")
+	}
+	code := codes.OK
+	if err != nil {
+		st, internal := toStatus(err)
+		if internal {
+			c.log.Error("call failed", "method", method, "err", err)
+		}
+		code, err = st.Code(), st.Err()
+	}
+	c.metrics.observe(method, code, time.Since(start))
+	return err
+}
