@@ -29,7 +29,10 @@ type Options struct {
 	MemTableBytes uint64
 	// BlockCacheBytes is the size of the cache of decoded blocks.
 	BlockCacheBytes int64
-	Logger          *slog.Logger
+	// ReadOnly opens an existing store and writes nothing, so that looking at a damaged one cannot make it worse: opening for writing
+	// removes tables that a damaged MANIFEST no longer names (H13). Close such a store with Abandon.
+	ReadOnly bool
+	Logger   *slog.Logger
 	// Die ends the process; it must not return to the caller's work. Called when the store can no longer write.
 	Die func(reason string, err error)
 	// SlowWarn and SlowKill bound how long one disk operation may take (H7). SlowWarn 0 turns the watch off.
@@ -68,6 +71,7 @@ func Open(o Options) (*Store, error) {
 		Cache:                       cache,
 		Logger:                      logger{o.Logger, o.Name},
 		DisableWAL:                  true,
+		ReadOnly:                    o.ReadOnly,
 		FormatMajorVersion:          pebble.FormatTableFormatV6,
 		MemTableSize:                o.MemTableBytes,
 		MemTableStopWritesThreshold: memTables,

@@ -71,9 +71,10 @@ type Options struct {
 	Logger    *slog.Logger
 	// Die ends the process: called when the store fails in a way after which going on could lose or fork.
 	Die func(reason string, err error)
-	// MemTableBytes, BlockCacheBytes, SlowWarn and SlowKill are passed to disk.Open.
+	// MemTableBytes, BlockCacheBytes, ReadOnly, SlowWarn and SlowKill are passed to disk.Open.
 	MemTableBytes      uint64
 	BlockCacheBytes    int64
+	ReadOnly           bool
 	SlowWarn, SlowKill time.Duration
 }
 
@@ -111,7 +112,7 @@ type Applied struct {
 func Open(o Options) (*Ledger, error) {
 	s, err := disk.Open(disk.Options{
 		FS: o.FS, Dir: o.Dir, Name: "state", MemTableBytes: o.MemTableBytes, BlockCacheBytes: o.BlockCacheBytes,
-		Logger: o.Logger, Die: o.Die, SlowWarn: o.SlowWarn, SlowKill: o.SlowKill,
+		ReadOnly: o.ReadOnly, Logger: o.Logger, Die: o.Die, SlowWarn: o.SlowWarn, SlowKill: o.SlowKill,
 	})
 	if err != nil {
 		return nil, err
