@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/httpapi"
+	"github.com/provledger/provledger/internal/node"
+)
+
+// closeTimeout is how long flushing the stores may take at the end. What is not flushed is replayed at the next start.
+const closeTimeout = 10 * time.Second
+
+func newLogger(c *Config, w io.Writer) *slog.Logger {
+	level, err := parseLevel(c.LogLevel)
+	if err != nil {
+		panic("ledgerd: log level was validated: " + err.Error())
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// serve runs a node until ctx ends or the process gets SIGTERM or SIGINT, and returns the exit code.
+func serve(ctx context.Context, c *Config, log *slog.Logger, exit func(int)) int {
+	ctx, release := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	defer release()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n, err := node.Open(ctx, node.Config{
+		Dir: c.Data, OriginHost: c.OriginHost, LockTimeout: c.LockTimeout, Authn: lineage.AuthnNone, Logger: log, Registry: registry,
+		Die: func(string, error) { exit(exitDied) }, // the node has logged why
+	})
+	switch {
+	case errors.Is(err, node.ErrBusy):
+		log.Error("cannot open the ledger", "data", c.Data, "err", err)
+		return exitBusy
+	case err != nil:
+		log.Error("cannot open the ledger", "data", c.Data, "err", err)
+		return exitFailed
+	}
+	err = serveNode(ctx, release, c, n, log)
+	if err != nil {
+		log.Error("cannot serve", "err", err)
+	}
+	closing, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if cerr := n.Close(closing); cerr != nil {
+		log.Error("the ledger was not closed cleanly; the next start replays", "err", cerr)
+		return exitFailed
+	}
+	if err != nil {
+		return exitFailed
+	}
+	log.Info("stopped")
+	return exitOK
+}
+
+// serveNode serves n on the configured ports until ctx ends, then drains them.
+func serveNode(ctx context.Context, release func(), c *Config, n *node.Node, log *slog.Logger) error {
+	secure, err := tlsConfig(c)
+	if err != nil {
+		return err
+	}
+	grpcPort, err := listen(c.GRPCAddress, secure)
+	if err != nil {
+		return fmt.Errorf("grpc-address: %w", err)
+	}
+	defer grpcPort.Close() // twice is harmless; a server that came up has closed it
+	addresses := map[string]string{"grpc": grpcPort.Addr().String()}
+	failed := make(chan error, 2)
+	web := httpapi.Server(n.Handler())
+	web.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelWarn)
+	defer web.Close()
+	if c.HTTPAddress != off {
+		port, err := listen(c.HTTPAddress, secure)
+		if err != nil {
+			return fmt.Errorf("http-address: %w", err)
+		}
+		addresses["http"] = port.Addr().String()
+		go func() { failed <- web.Serve(port) }()
+	}
+	server := n.NewServer()
+	defer server.Stop()
+	go func() { failed <- server.Serve(grpcPort) }()
+	if c.AddressFile != "" {
+		if err := writeAddresses(c.AddressFile, addresses); err != nil {
+			return fmt.Errorf("address-file: %w", err)
+		}
+		defer os.Remove(c.AddressFile)
+	}
+	log.Info("serving", "data", c.Data, "grpc", addresses["grpc"], "http", addresses["http"], "tls", secure != nil, "created", n.Created(), "version", version())
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	// From here on a second signal has its usual effect: the end.
+	release()
+	log.Info("draining", "at_most", c.ShutdownTimeout)
+	drained := make(chan struct{})
+	go func() {
+		server.GracefulStop()
+		close(drained)
+	}()
+	select {
+	case <-drained:
+	case <-time.After(c.ShutdownTimeout):
+		log.Warn("calls are still running; cutting them off")
+		server.Stop()
+		<-drained
+	}
+	return nil
+}
+
+// tlsConfig returns how both ports speak TLS, nil when they do not.
+func tlsConfig(c *Config) (*tls.Config, error) {
+	if c.TLSCert == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("tls-cert, tls-key: %w", err)
+	}
+	// gRPC is HTTP/2 and its clients insist on hearing so (ALPN); the HTTP server speaks both.
+	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}, nil
+}
+
+func listen(address string, secure *tls.Config) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil || secure == nil {
+		return l, err
+	}
+	return tls.NewListener(l, secure), nil
+}
+
+// writeAddresses makes the file appear whole, so that whoever waits for it never reads half of it.
+func writeAddresses(path string, addresses map[string]string) error {
+	b, err := json.Marshal(addresses)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".addresses-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
