@@ -69,7 +69,7 @@ func Open(o Options) (*Store, error) {
 	opts := &pebble.Options{
 		FS:                          fs,
 		Cache:                       cache,
-		Logger:                      logger{o.Logger, o.Name},
+		Logger:                      logger{o.Logger, o.Name, o.Die},
 		DisableWAL:                  true,
 		ReadOnly:                    o.ReadOnly,
 		FormatMajorVersion:          pebble.FormatTableFormatV6,
@@ -186,6 +186,7 @@ func FreeBytes(fs vfs.FS, dir string) (uint64, error) {
 type logger struct {
 	l    *slog.Logger
 	name string
+	die  func(reason string, err error)
 }
 
 func (l logger) Infof(format string, args ...any) {
@@ -196,7 +197,10 @@ func (l logger) Errorf(format string, args ...any) {
 	l.l.Error(fmt.Sprintf(format, args...), "store", l.name)
 }
 
-// Fatalf is Pebble's word for an impossible state of its own; it does not expect to go on.
+// Fatalf is Pebble's word for a state after which it cannot go on, such as a MANIFEST that could not be written. It does not expect to
+// return.
 func (l logger) Fatalf(format string, args ...any) {
-	panic("disk: " + fmt.Sprintf(format, args...))
+	reason := fmt.Sprintf("the %s store cannot go on: "+format, append([]any{l.name}, args...)...)
+	l.die(reason, nil)
+	panic("disk: " + reason)
 }
