@@ -31,11 +31,19 @@ func newLogger(c *Config, w io.Writer) *slog.Logger {
 	if err != nil {
 		panic("ledgerd: log level was validated: " + err.Error())
 	}
-	o := &slog.HandlerOptions{Level: level}
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: plainErrors}
 	if c.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, o))
 	}
 	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// plainErrors logs what an error says. Left alone, slog prints with %+v, which from errors of the store is pages of stack trace.
+func plainErrors(_ []string, a slog.Attr) slog.Attr {
+	if err, ok := a.Value.Any().(error); ok {
+		a.Value = slog.StringValue(err.Error())
+	}
+	return a
 }
 
 // serve runs a node until ctx ends or the process gets SIGTERM or SIGINT, and returns the exit code.
