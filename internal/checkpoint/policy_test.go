@@ -272,9 +272,8 @@ func TestParsePolicyRefusesCollidingKeys(t *testing.T) {
 		public := binary.BigEndian.AppendUint64(make([]byte, 24, 32), i)
 		id := keyID("w", typeCosignature, public)
 		if first, ok := seen[id]; ok {
-			text := "witness A " + formatVKey("w", id, typeCosignature, first) + "
-witness B " + formatVKey("w", id, typeCosignature, public) + "
-quorum none\n"
+			text := fmt.Sprintf("witness A %s\nwitness B %s\nquorum none\n",
+				formatVKey("w", id, typeCosignature, first), formatVKey("w", id, typeCosignature, public))
 			if p, err := ParsePolicy([]byte(text)); !errors.Is(err, ErrMalformed) {
 				t.Errorf("got %v, %v, want ErrMalformed", p, err)
 			}
