@@ -3,6 +3,7 @@ package ledger
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 
@@ -100,6 +101,7 @@ func (l *Ledger) Apply(entries []LogEntry) []any {
 		if e.Configuration {
 			w.applied.configIndex, w.applied.config = e.Index, append([]byte(nil), e.Data...)
 			w.applied.index, w.applied.term = e.Index, e.Term
+			l.recent.add(e.Index, w.applied.digest)
 			w.dirty = true
 			continue
 		}
@@ -125,6 +127,9 @@ type writer struct {
 	registry map[uint32]Log
 	local    string
 	dirty    bool
+	// What the control entries of the command at hand would change, kept apart until it is accepted: commit may run in between (reload).
+	newLogs  []Log
+	newLocal string
 }
 
 func (l *Ledger) newWriter() *writer {
@@ -196,11 +201,8 @@ func chainDigest(previous merkle.Hash, e *LogEntry, c *Command, d Decision) merk
 
 // recompute checks every section of a command against the state and extends the trees on the side. Nothing is kept unless all agree.
 func (w *writer) recompute(c *Command) ([]section, Decision, error) {
-	registry, local := maps.Clone(w.registry), w.local
-	refuse := func(d Decision) ([]section, Decision, error) {
-		w.registry, w.local = registry, local
-		return nil, d, nil
-	}
+	w.newLogs, w.newLocal = w.newLogs[:0], ""
+	refuse := func(d Decision) ([]section, Decision, error) { return nil, d, nil }
 	if c.Bindings < w.applied.bindings {
 		return refuse(RefusedBindings)
 	}
@@ -227,11 +229,17 @@ func (w *writer) recompute(c *Command) ([]section, Decision, error) {
 		}
 		sections = append(sections, s)
 	}
+	for _, g := range w.newLogs {
+		w.registry[g.Number] = g
+	}
+	if w.local == "" {
+		w.local = w.newLocal
+	}
 	return sections, Accepted, nil
 }
 
-// extend recomputes one section. On any mismatch, before or after, the edge is first read again from what is stored: if that
-// contradicts the recorded head, this node is damaged; else only the second comparison counts.
+// extend recomputes one section. On any mismatch - before, after or in time - edge and head are first read again from what is stored:
+// if they contradict each other, this node is damaged; else only the second comparison counts.
 func (w *writer) extend(s *section) (Decision, error) {
 	for attempt := 0; ; attempt++ {
 		edge, head, err := w.state(s.Log)
@@ -239,7 +247,7 @@ func (w *writer) extend(s *section) (Decision, error) {
 			return 0, err
 		}
 		decision := s.try(edge, head)
-		if decision == Accepted || decision == RefusedTime || attempt > 0 {
+		if decision == Accepted || attempt > 0 {
 			return decision, nil
 		}
 		if err := w.reload(s.Log); err != nil {
@@ -266,8 +274,13 @@ func (s *section) try(edge *merkle.Edge, head Head) Decision {
 	return Accepted
 }
 
-// log returns a log as of this writer.
+// log returns a log as of this writer, the command at hand included.
 func (w *writer) log(n uint32) (Log, bool) {
+	for _, g := range w.newLogs {
+		if g.Number == n {
+			return g, true
+		}
+	}
 	if g, ok := w.registry[n]; ok {
 		return g, true
 	}
@@ -394,7 +407,7 @@ func (w *writer) commit() {
 		}
 	}
 	if err == nil && w.local != l.local {
-		err = w.batch.Set(localKey, []byte(w.local), nil)
+		err = w.batch.Set(localKey, encodeLocal(w.local), nil)
 	}
 	if err == nil {
 		err = w.batch.Commit(pebble.NoSync)
@@ -425,10 +438,20 @@ func (w *writer) commit() {
 func (l *Ledger) enterQuarantine(why error) {
 	l.o.Logger.Error("quarantined: this node's state contradicts itself or its peers; it neither signs nor serves", "err", why)
 	l.mu.Lock()
-	l.quarantine = fmt.Errorf("%w: %w", ErrQuarantined, why)
-	close(l.changed)
-	l.changed = make(chan struct{})
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	if l.quarantine == nil { // the first finding is the one to look into
+		l.quarantine = fmt.Errorf("%w: %w", ErrQuarantined, why)
+		close(l.changed)
+		l.changed = make(chan struct{})
+	}
+}
+
+// found passes an error on. If it says that this node's state is damaged, the node is quarantined, whoever came across it.
+func (l *Ledger) found(err error) error {
+	if errors.Is(err, ErrCorrupt) {
+		l.enterQuarantine(err)
+	}
+	return err
 }
 
 // control reads the control entries of a section: the registry and the principals of a ledger are entries of its system log. It
@@ -459,9 +482,7 @@ func (w *writer) control(s *Section) bool {
 				return false
 			}
 		case kind == lineage.ControlPrincipal:
-			if w.local == "" {
-				w.local = c.Principal
-			}
+			w.newLocal = c.Principal
 		default:
 			return false
 		}
@@ -482,6 +503,11 @@ func (w *writer) add(g Log) bool {
 			return false
 		}
 	}
-	w.registry[g.Number] = g
+	for _, other := range w.newLogs {
+		if other.Name == g.Name {
+			return false
+		}
+	}
+	w.newLogs = append(w.newLogs, g)
 	return true
 }

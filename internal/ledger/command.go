@@ -19,8 +19,8 @@ const (
 	MaxCommandBytes = 8 << 20
 	// MaxCommandEntries bounds the events of a command, and of one request, which is never split.
 	MaxCommandEntries = 4_096
-	// maxSections bounds the logs that one command touches.
-	maxSections = 256
+	// MaxSections bounds the logs that one command touches.
+	MaxSections = 256
 )
 
 // Command is one raft command: entries for one or more logs, with what the proposer computed for each. Every replica recomputes it.
@@ -58,7 +58,7 @@ var ErrCommand = errors.New("undecodable command")
 
 const commandHead = 1 + 4 // version, CRC
 
-// AppendHeader starts a command; sections follow. FinishCommand completes it.
+// appendHeader starts a command; sections follow, and the checksum last.
 func (c *Command) appendHeader(b []byte) []byte {
 	b = append(b, CommandVersion, 0, 0, 0, 0)
 	b = append(b, c.ClusterID[:]...)
@@ -125,7 +125,7 @@ func ParseCommand(b []byte) (*Command, error) {
 	c.ClusterID, c.Bindings = r.id(), r.u64()
 	c.Base = Applied{r.u64(), r.u64(), r.hash()}
 	n := int(r.u16())
-	if n > maxSections {
+	if n > MaxSections {
 		return nil, fmt.Errorf("%w: %d sections", ErrCommand, n)
 	}
 	for i := 0; i < n && !r.bad; i++ {

@@ -75,7 +75,7 @@ func (l *Ledger) get(key []byte) (value []byte, ok bool, err error) {
 		if isNotFound(err) {
 			return nil, false, nil
 		}
-		return nil, false, l.storeErr(err)
+		return nil, false, storeErr(err)
 	}
 	value = append([]byte(nil), v...)
 	return value, true, closer.Close()

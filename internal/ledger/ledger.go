@@ -158,12 +158,14 @@ func (l *Ledger) load() error {
 	if v, ok, err := l.get(localKey); err != nil {
 		return err
 	} else if ok {
-		l.local = string(v)
+		if l.local, err = parseLocal(v); err != nil {
+			return err
+		}
 	}
 	// Other logs are checked when they are first used, so that opening does not grow with their number.
 	for _, n := range []uint32{SystemLog, MainLog} {
 		if _, ok := l.registry[n]; ok {
-			if _, err := l.Tree(n); err != nil {
+			if _, err := l.loadTree(n); err != nil {
 				return err
 			}
 		}

@@ -35,7 +35,7 @@ func (l *Ledger) Entry(log uint32, index uint64, body bool) (Entry, error) {
 		found = e.clone()
 		return nil
 	})
-	return found, err
+	return found, l.found(err)
 }
 
 func (e *Entry) clone() Entry {
@@ -59,7 +59,7 @@ func (l *Ledger) Entries(log uint32, first, end uint64, body bool, fn func(*Entr
 	if first > end || end > t.head.Size {
 		return fmt.Errorf("entries [%d, %d), the log has %d: %w", first, end, t.head.Size, ErrNotFound)
 	}
-	return l.stored(log, first, end, body, fn)
+	return l.found(l.stored(log, first, end, body, fn))
 }
 
 // chunks walks the chunks of one tag and checks that they follow each other without a gap.
@@ -76,20 +76,24 @@ func (l *Ledger) chunks(tag byte, log uint32) (*chunks, error) {
 	prefix := logKey(tag, log)
 	it, err := l.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
 	if err != nil {
-		return nil, l.storeErr(err)
+		return nil, storeErr(err)
 	}
 	return &chunks{it: it, log: log, tag: tag}, nil
 }
 
 // seek positions at the chunk that holds index.
 func (c *chunks) seek(index uint64) error {
+	c.next = index
 	c.it.SeekLT(appendChunkKey(nil, c.tag, c.log, index+1))
 	return c.load(true)
 }
 
 func (c *chunks) load(seeking bool) error {
 	if !c.it.Valid() {
-		return errors.Join(c.it.Error(), fmt.Errorf("%w: the chunk of entry %d of log %d is missing", ErrCorrupt, c.next, c.log))
+		if err := c.it.Error(); err != nil {
+			return storeErr(err)
+		}
+		return fmt.Errorf("%w: the chunk of entry %d of log %d is missing", ErrCorrupt, c.next, c.log)
 	}
 	first, err := chunkFirst(c.it.Key())
 	if err != nil {
@@ -100,7 +104,7 @@ func (c *chunks) load(seeking bool) error {
 	}
 	v, err := c.it.ValueAndErr()
 	if err != nil {
-		return err
+		return storeErr(err)
 	}
 	c.chunk, c.index = cursor{b: v}, first
 	return nil
@@ -215,13 +219,13 @@ func (l *Ledger) ReferenceKey(log uint32) (lineage.Key, error) {
 func (l *Ledger) scanPrefix(prefix []byte, fn func(k, v []byte) error) (err error) {
 	it, err := l.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
 	if err != nil {
-		return l.storeErr(err)
+		return storeErr(err)
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	for it.First(); it.Valid(); it.Next() {
 		v, err := it.ValueAndErr()
 		if err != nil {
-			return l.storeErr(err)
+			return storeErr(err)
 		}
 		if err := fn(it.Key(), v); err != nil {
 			return err
@@ -247,7 +251,7 @@ func (l *Ledger) EventIDs(log uint32) (*EventIDs, error) {
 	prefix := logKey(tagEventID, log)
 	it, err := l.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
 	if err != nil {
-		return nil, l.storeErr(err)
+		return nil, storeErr(err)
 	}
 	return &EventIDs{it: it, log: log, size: t.head.Size}, nil
 }

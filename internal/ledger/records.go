@@ -165,6 +165,24 @@ func parseLog(b []byte) (g Log, err error) {
 	return g, nil
 }
 
+// encodeLocal is the record of the local principal.
+func encodeLocal(principal string) []byte {
+	return seal(appendText8([]byte{recordVersion}, principal))
+}
+
+func parseLocal(b []byte) (string, error) {
+	c, err := unseal("local principal", b)
+	if err != nil {
+		return "", err
+	}
+	version := c.u8()
+	principal := c.text8()
+	if version != recordVersion || !c.done() {
+		return "", fmt.Errorf("%w: local principal record of version %d, %d bytes", ErrCorrupt, version, len(b))
+	}
+	return principal, nil
+}
+
 // Chunks. A leaf in a chunk stands behind recorded_at i64, authn u8, principal (u8 length), u32 length: what an index needs of an
 // entry of a log whose leaves are opaque. A body stands behind state u8 and u32 length.
 

@@ -35,7 +35,11 @@ func (t *Tree) ReadTile(id merkle.TileID, width int) ([]merkle.Hash, error) {
 		}
 		return p, nil
 	}
-	return t.l.fullTile(t.log, id)
+	if full := t.head.Size >> (merkle.TileHeight * (uint(id.Level) + 1)); id.Index >= full {
+		return nil, fmt.Errorf("tile %d at level %d of a tree of size %d: %w", id.Index, id.Level, t.head.Size, ErrNotFound)
+	}
+	tile, err := t.l.fullTile(t.log, id)
+	return tile, t.l.found(err)
 }
 
 // RootAt returns the root of the tree at an earlier size.
@@ -56,7 +60,7 @@ func (l *Ledger) fullTile(log uint32, id merkle.TileID) ([]merkle.Hash, error) {
 		if isNotFound(err) {
 			return nil, fmt.Errorf("%w: tile %d at level %d of log %d is missing", ErrCorrupt, id.Index, id.Level, log)
 		}
-		return nil, l.storeErr(err)
+		return nil, storeErr(err)
 	}
 	if len(v) != merkle.TileWidth*merkle.HashSize {
 		return nil, errors.Join(fmt.Errorf("%w: tile %d at level %d of log %d has %d bytes", ErrCorrupt, id.Index, id.Level, log, len(v)), closer.Close())
@@ -69,7 +73,8 @@ func (l *Ledger) fullTile(log uint32, id merkle.TileID) ([]merkle.Hash, error) {
 }
 
 // Tree returns the published tree of a log. The first use of a log since the start rebuilds its right edge, from at most 255 entries
-// and 255 tiles a level, and compares the root with the recorded head: an error then wraps ErrCorrupt.
+// and 255 tiles a level, and compares the root with the recorded head: if they differ, the error wraps ErrCorrupt and the node is
+// quarantined.
 func (l *Ledger) Tree(log uint32) (*Tree, error) {
 	l.mu.RLock()
 	t, quarantine := l.trees[log], l.quarantine
@@ -83,16 +88,23 @@ func (l *Ledger) Tree(log uint32) (*Tree, error) {
 	case !known:
 		return nil, fmt.Errorf("log number %d: %w", log, ErrNotFound)
 	}
+	t, err := l.loadTree(log)
+	return t, l.found(err)
+}
+
+// loadTree publishes the stored tree of a log. Nobody waits for its reads: Apply loads a tree before it extends it, so whoever finds
+// one published in the meantime has one that is not older.
+func (l *Ledger) loadTree(log uint32) (*Tree, error) {
+	edge, head, err := l.restore(log)
+	if err != nil {
+		return nil, err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if t := l.trees[log]; t != nil {
 		return t, nil
 	}
-	edge, head, err := l.restore(log)
-	if err != nil {
-		return nil, err
-	}
-	t = &Tree{l: l, log: log, head: head, view: edge.View()}
+	t := &Tree{l: l, log: log, head: head, view: edge.View()}
 	l.edges[log], l.trees[log] = edge, t
 	return t, nil
 }
@@ -131,7 +143,7 @@ func (l *Ledger) restore(log uint32) (*merkle.Edge, Head, error) {
 func isNotFound(err error) bool { return errors.Is(err, pebble.ErrNotFound) }
 
 // storeErr classifies an error of the store.
-func (l *Ledger) storeErr(err error) error {
+func storeErr(err error) error {
 	if pebble.IsCorruptionError(err) {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
