@@ -9,8 +9,18 @@ import (
 	"github.com/provledger/provledger/internal/merkle"
 )
 
-// errHold means that a request repeats an event that is in flight: it is looked at again when that has landed.
-var errHold = errors.New("a duplicate is in flight")
+// What builder.add says of a request that it did not take, beside errors for the caller.
+var (
+	// errHold: it repeats an event that is in flight, and is looked at again when that has landed.
+	errHold = errors.New("a duplicate is in flight")
+	// errFull: it does not fit any more. Never said by an empty command.
+	errFull = errors.New("the command is full")
+	// errGone: its caller has left.
+	errGone = errors.New("the caller has left")
+)
+
+// commandOverhead is more than all of a command but its entries: a header and 256 section heads of less than 100 bytes.
+const commandOverhead = 32 << 10
 
 // builder composes one command.
 type builder struct {
@@ -32,7 +42,16 @@ type sectionBuilder struct {
 func (s *Sequencer) newBuilder() *builder { return &builder{s: s} }
 
 func (b *builder) full() bool {
-	return b.size >= flushBytes || b.entries >= ledger.MaxCommandEntries
+	return b.size >= flushBytes || b.entries >= ledger.MaxCommandEntries || len(b.sections) >= ledger.MaxSections
+}
+
+// close releases what the look-ups of the command held.
+func (b *builder) close() {
+	for _, x := range b.sections {
+		if err := x.lookup.close(); err != nil {
+			b.s.o.Logger.Error("close the look-up of event ids", "err", err)
+		}
+	}
 }
 
 // spec returns the speculative state of a log, from applied state if there is none.
@@ -44,6 +63,12 @@ func (s *Sequencer) spec(log uint32) (*spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Nobody could check what is appended without the log's key.
+	if vkey, err := s.o.VKey(g.Origin); err != nil {
+		return nil, err
+	} else if vkey != g.VKey {
+		return nil, fmt.Errorf("%w: %w: log %q has %s, this node's secret gives %s", ErrNotApplied, ErrKey, g.Name, g.VKey, vkey)
+	}
 	t, err := s.o.Ledger.Tree(log)
 	if err != nil {
 		return nil, err
@@ -52,7 +77,7 @@ func (s *Sequencer) spec(log uint32) (*spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := loadDedup(ids)
+	d, err := loadDedup(ids, s.remember)
 	if err = errors.Join(err, ids.Close()); err != nil {
 		return nil, err
 	}
@@ -71,13 +96,14 @@ func (b *builder) section(log uint32) (*sectionBuilder, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &sectionBuilder{spec: sp, before: sp.head, recordedAt: max(b.s.o.Now(), sp.head.RecordedAt)}
+	x := &sectionBuilder{spec: sp, before: sp.head, recordedAt: b.s.recordingTime(sp.head)}
 	x.lookup = lookup{d: sp.dedup, l: b.s.o.Ledger, log: log}
 	b.sections = append(b.sections, x)
 	return x, nil
 }
 
-// add puts a request into the command, whole or not at all. When every event of it is recorded already it is answered at once.
+// add puts a request into the command, whole or not at all. When every event of it is recorded already it is answered at once. Its
+// errors are those above, or are for the caller.
 func (b *builder) add(p *pending) error {
 	x, err := b.section(p.Log)
 	if err != nil {
@@ -88,12 +114,43 @@ func (b *builder) add(p *pending) error {
 	if err != nil {
 		return err
 	}
-	b.s.m.Duplicates.Add(uint64(len(p.Events) - fresh))
 	if fresh == 0 {
 		t, err := b.s.o.Ledger.Tree(p.Log)
-		p.answer(reply{result: &Result{recorded, t}, err: err})
+		if err != nil {
+			return err
+		}
+		b.s.m.Duplicates.Add(uint64(len(p.Events)))
+		b.s.answer(p, reply{result: &Result{recorded, t}})
 		return nil
 	}
+	entries, size := x.compose(p, recorded, fresh)
+	if b.size+size > ledger.MaxCommandBytes-commandOverhead {
+		if b.entries > 0 {
+			return errFull
+		}
+		return fmt.Errorf("%w: %w", ledger.ErrInvalid, &lineage.FieldError{Path: "events", Reason: fmt.Sprintf(
+			"take %d bytes as recorded, at most %d fit one request; send them in several", size, ledger.MaxCommandBytes-commandOverhead)})
+	}
+	if !p.state.CompareAndSwap(stateQueued, stateTaken) {
+		return errGone
+	}
+	for i, j := 0, 0; i < len(recorded); i++ {
+		if !recorded[i].Duplicate {
+			recorded[i].Index = x.spec.head.Size
+			x.push(entries[j], recorded[i].LeafHash)
+			j++
+		}
+	}
+	b.size += size
+	b.entries += fresh
+	b.parts = append(b.parts, part{p, recorded})
+	return nil
+}
+
+// compose makes the entries of the events of p that are not recorded yet, fills in what is known of them, and returns their size in a
+// command. Nothing else is changed.
+func (x *sectionBuilder) compose(p *pending, recorded []Recorded, fresh int) (entries []ledger.CommandEntry, size int) {
+	entries = make([]ledger.CommandEntry, 0, fresh)
 	stamp := lineage.Stamp{RecordedAt: x.recordedAt, Principal: p.Principal, Authn: p.Authn}
 	arena := make([]byte, 0, fresh*512+p.Size)
 	for i, d := range p.drafts {
@@ -106,13 +163,17 @@ func (b *builder) add(p *pending) error {
 		at = len(arena)
 		arena = lineage.AppendBody(arena, d.Body)
 		e := ledger.CommandEntry{EventID: p.Events[i].ID, Principal: p.Principal, Authn: p.Authn, Leaf: leaf, Body: arena[at:len(arena):len(arena)]}
-		recorded[i] = Recorded{Index: x.spec.head.Size, Leaf: leaf, LeafHash: merkle.LeafHash(leaf), Body: d.Body}
-		x.push(e, recorded[i].LeafHash)
-		b.size += e.Size()
+		recorded[i] = Recorded{Leaf: leaf, LeafHash: merkle.LeafHash(leaf), Body: d.Body}
+		entries = append(entries, e)
+		size += e.Size()
 	}
-	b.entries += fresh
-	b.parts = append(b.parts, part{p, recorded})
-	return nil
+	return entries, size
+}
+
+// recordingTime is the time of what is appended to a log at head: it never goes back, and is one that a leaf can carry, whatever the
+// clock says.
+func (s *Sequencer) recordingTime(head ledger.Head) int64 {
+	return min(max(s.o.Now(), head.RecordedAt, 1), lineage.MaxTime)
 }
 
 // push extends the speculative state by one entry.
@@ -125,10 +186,6 @@ func (x *sectionBuilder) push(e ledger.CommandEntry, leafHash merkle.Hash) {
 
 // duplicates fills in the events of p that are recorded already and returns how many are not. Nothing is changed.
 func (x *sectionBuilder) duplicates(p *pending, recorded []Recorded, s *Sequencer) (fresh int, err error) {
-	defer func() {
-		err = x.lookup.close(err)
-		x.lookup.store = nil
-	}()
 	for i, e := range p.Events {
 		index, found, err := x.lookup.find(e.ID, p.Principal)
 		if err != nil {
@@ -146,7 +203,10 @@ func (x *sectionBuilder) duplicates(p *pending, recorded []Recorded, s *Sequence
 			return 0, err
 		}
 		if recorded[i], err = s.same(p, e, old); err != nil {
-			return 0, eventError(i, len(p.Events), err)
+			if len(p.Events) > 1 {
+				err = fmt.Errorf("events[%d]: %w", i, err)
+			}
+			return 0, err
 		}
 	}
 	return fresh, nil

@@ -28,15 +28,15 @@ func (s *Sequencer) CreateLog(ctx context.Context, name, principal string, authn
 	if err := lineage.CheckLogName(name); err != nil {
 		return ledger.Log{}, fmt.Errorf("%w: %w", ledger.ErrInvalid, &lineage.FieldError{Path: "name", Reason: err.Error()})
 	}
+	if err := checkCaller(principal, authn); err != nil {
+		return ledger.Log{}, err
+	}
 	r := s.submit(ctx, &pending{create: name, Request: Request{Principal: principal, Authn: authn}})
 	return r.log, r.err
 }
 
 // control composes a control command. Nothing is in flight.
 func (s *Sequencer) control(p *pending) {
-	if !s.take(p) {
-		return
-	}
 	c := ledger.Command{ClusterID: s.o.Ledger.ClusterID(), Base: s.o.Ledger.Applied()}
 	var err error
 	if p.boot {
@@ -45,10 +45,16 @@ func (s *Sequencer) control(p *pending) {
 		err = s.createLog(&c, p)
 	}
 	if err != nil {
-		p.answer(reply{err: err})
+		s.answer(p, reply{err: err})
 		return
 	}
-	clear(s.specs) // they do not know of the entries of this command
+	if !p.state.CompareAndSwap(stateQueued, stateTaken) {
+		s.release(p)
+		return
+	}
+	for i := range c.Sections {
+		delete(s.specs, c.Sections[i].Log) // it does not know of the entries of this command
+	}
 	s.launch(ledger.AppendCommand(nil, &c), []part{{p: p}})
 }
 
@@ -104,7 +110,7 @@ func (s *Sequencer) createLog(c *ledger.Command, p *pending) error {
 
 func (s *Sequencer) newLog(number uint32, name string) (ledger.Log, error) {
 	g := ledger.Log{
-		Number: number, Name: name, Kind: lineage.LineageLog, CreatedAt: s.o.Now(),
+		Number: number, Name: name, Kind: lineage.LineageLog, CreatedAt: s.recordingTime(ledger.Head{}),
 		Origin: lineage.Origin{Host: s.o.OriginHost, Cluster: s.o.Ledger.ClusterID(), Kind: lineage.LineageLog, Name: name}.String(),
 	}
 	if _, err := lineage.ParseOrigin(g.Origin); err != nil {
@@ -125,7 +131,7 @@ type controlSection struct {
 
 func (s *Sequencer) section(log uint32, before ledger.Head, edge *merkle.Edge, p *pending) *controlSection {
 	x := &controlSection{s: s, p: p, edge: edge, sec: ledger.Section{Log: log, Before: before, After: before}}
-	x.sec.After.RecordedAt = max(s.o.Now(), before.RecordedAt)
+	x.sec.After.RecordedAt = s.recordingTime(before)
 	return x
 }
 

@@ -2,7 +2,6 @@ package sequencer
 
 import (
 	"bytes"
-	"errors"
 	"slices"
 
 	"github.com/provledger/provledger/client/lineage"
@@ -18,19 +17,20 @@ type eventKey struct {
 	principal uint32
 }
 
-// dedup knows every recorded id from low on, including those in flight; smaller ids are looked up in the store. Ids that sort by time
-// therefore never cost a read, and no clock decides anything. An id is at or above low, and in the map, or was never recorded.
+// dedup knows every recorded id above floor, and everything in flight whatever its id; other ids are looked up in the store. Ids that
+// sort by time therefore never cost a read, and no clock decides anything.
 type dedup struct {
-	low        lineage.ID // zero: all ids are known
+	floor      lineage.ID // zero, which is no event's id: all ids are known
+	most       int        // ids to remember
 	known      map[eventKey]uint64
 	principals map[string]uint32
 }
 
-// loadDedup reads the newest ids of a log from the store.
-func loadDedup(x *ledger.EventIDs) (*dedup, error) {
-	d := &dedup{known: map[eventKey]uint64{}, principals: map[string]uint32{}}
+// loadDedup reads the newest ids of a log from the store: half of most, so that there is room.
+func loadDedup(x *ledger.EventIDs, most int) (*dedup, error) {
+	d := &dedup{most: most, known: map[eventKey]uint64{}, principals: map[string]uint32{}}
 	var lowest lineage.ID
-	more, err := x.Newest(maxRemembered/2, func(id lineage.ID, principal string, index uint64) {
+	more, err := x.Newest(most/2, func(id lineage.ID, principal string, index uint64) {
 		d.known[d.key(id, principal)] = index
 		lowest = id
 	})
@@ -39,18 +39,9 @@ func loadDedup(x *ledger.EventIDs) (*dedup, error) {
 	}
 	if more {
 		// Another principal may have used the lowest id too, so only what is above it is known to be complete.
-		d.low = successor(lowest)
+		d.floor = lowest
 	}
 	return d, nil
-}
-
-func successor(id lineage.ID) lineage.ID {
-	for i := len(id) - 1; i >= 0; i-- {
-		if id[i]++; id[i] != 0 {
-			break
-		}
-	}
-	return id
 }
 
 func (d *dedup) key(id lineage.ID, principal string) eventKey {
@@ -67,10 +58,10 @@ func (d *dedup) add(id lineage.ID, principal string, index uint64) {
 	d.known[d.key(id, principal)] = index
 }
 
-// trim raises low when there are too many ids. Only what the store has, below size, is forgotten: what is in flight stays, whatever its
+// trim raises the floor when there are too many ids. Only what the store has, below size, is forgotten: what is in flight stays, whatever its
 // id.
 func (d *dedup) trim(size uint64) {
-	if len(d.known) < maxRemembered {
+	if len(d.known) < d.most {
 		return
 	}
 	ids := make([]lineage.ID, 0, len(d.known))
@@ -78,17 +69,17 @@ func (d *dedup) trim(size uint64) {
 		ids = append(ids, k.id)
 	}
 	slices.SortFunc(ids, func(a, b lineage.ID) int { return bytes.Compare(a[:], b[:]) })
-	if low := ids[len(ids)/2]; bytes.Compare(low[:], d.low[:]) > 0 {
-		d.low = low
+	if middle := ids[len(ids)/2]; bytes.Compare(middle[:], d.floor[:]) > 0 {
+		d.floor = middle
 	}
 	for k, index := range d.known {
-		if index < size && bytes.Compare(k.id[:], d.low[:]) < 0 {
+		if index < size && bytes.Compare(k.id[:], d.floor[:]) <= 0 {
 			delete(d.known, k)
 		}
 	}
 }
 
-// lookup finds duplicates for one command: in memory, and for ids below low through one iterator, opened only if it is needed.
+// lookup finds duplicates for one command: in memory, and for other ids through one iterator, opened only if it is needed.
 type lookup struct {
 	d     *dedup
 	l     *ledger.Ledger
@@ -100,7 +91,7 @@ func (x *lookup) find(id lineage.ID, principal string) (index uint64, ok bool, e
 	if index, ok := x.d.known[x.d.key(id, principal)]; ok {
 		return index, true, nil
 	}
-	if bytes.Compare(id[:], x.d.low[:]) >= 0 {
+	if bytes.Compare(id[:], x.d.floor[:]) > 0 {
 		return 0, false, nil
 	}
 	if x.store == nil {
@@ -111,9 +102,9 @@ func (x *lookup) find(id lineage.ID, principal string) (index uint64, ok bool, e
 	return x.store.Lookup(id, principal)
 }
 
-func (x *lookup) close(err error) error {
+func (x *lookup) close() error {
 	if x.store == nil {
-		return err
+		return nil
 	}
-	return errors.Join(err, x.store.Close())
+	return x.store.Close()
 }

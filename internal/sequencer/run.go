@@ -2,8 +2,8 @@ package sequencer
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/provledger/provledger/internal/ledger"
@@ -32,26 +32,59 @@ type part struct {
 	recorded []Recorded
 }
 
+// backlog is what waits to be composed, in order.
+type backlog struct {
+	waiting []*pending
+	bytes   int // as counted by the senders
+}
+
+func (b *backlog) empty() bool { return len(b.waiting) == 0 }
+
+func (b *backlog) push(p *pending) {
+	b.waiting = append(b.waiting, p)
+	b.bytes += p.Size
+}
+
+func (b *backlog) pop() *pending {
+	p := b.waiting[0]
+	b.waiting[0] = nil
+	b.waiting = b.waiting[1:]
+	b.bytes -= p.Size
+	return p
+}
+
+// prepend puts requests that were taken before back to the front.
+func (b *backlog) prepend(again ...*pending) {
+	for _, p := range again {
+		b.bytes += p.Size
+	}
+	b.waiting = slices.Concat(again, b.waiting)
+}
+
 func (s *Sequencer) run() {
 	defer close(s.done)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	armed := false
 	for {
 		s.gather()
 		if s.ready() {
 			s.flush()
 			continue
 		}
-		if len(s.backlog) > 0 {
+		if !armed && !s.backlog.empty() {
+			// Armed once, not again with every request: a steady trickle must not put the flush off.
 			timer.Reset(flushDelay)
+			armed = true
 		}
 		select {
 		case p := <-s.queue:
-			s.backlog = append(s.backlog, p)
+			s.backlog.push(p)
 		case f := <-s.landed:
 			s.land(f)
 		case <-timer.C:
-			if len(s.backlog) > 0 && len(s.flying) < maxInFlight {
+			armed = false
+			if !s.backlog.empty() && len(s.flying) < maxInFlight {
 				s.flush()
 			}
 		case <-s.stop:
@@ -63,29 +96,22 @@ func (s *Sequencer) run() {
 
 // gather takes what is waiting, up to a full command.
 func (s *Sequencer) gather() {
-	for s.backlogBytes() < flushBytes {
+	for s.backlog.bytes < flushBytes && len(s.backlog.waiting) < ledger.MaxCommandEntries {
 		select {
 		case p := <-s.queue:
-			s.backlog = append(s.backlog, p)
+			s.backlog.push(p)
 		default:
 			return
 		}
 	}
 }
 
-func (s *Sequencer) backlogBytes() (n int) {
-	for _, p := range s.backlog {
-		n += p.Size
-	}
-	return n
-}
-
 // ready reports whether to propose now: at once when nothing is in flight, else when a command is full.
 func (s *Sequencer) ready() bool {
-	if len(s.backlog) == 0 {
+	if s.backlog.empty() {
 		return false
 	}
-	return len(s.flying) == 0 || len(s.flying) < maxInFlight && s.backlogBytes() >= flushBytes
+	return len(s.flying) == 0 || len(s.flying) < maxInFlight && s.backlog.bytes >= flushBytes
 }
 
 // drain answers everything at the end: what is in flight gets its result, the rest is refused.
@@ -94,13 +120,13 @@ func (s *Sequencer) drain() {
 		s.land(<-s.landed)
 	}
 	closing := reply{err: fmt.Errorf("%w: the ledger is closing", ErrNotApplied)}
-	for _, p := range append(s.backlog, s.held...) {
-		p.answer(closing)
+	for _, p := range slices.Concat(s.backlog.waiting, s.held) {
+		s.answer(p, closing)
 	}
 	for {
 		select {
 		case p := <-s.queue:
-			p.answer(closing)
+			s.answer(p, closing)
 		default:
 			return
 		}
@@ -132,7 +158,7 @@ func (s *Sequencer) land(f *flight) {
 		s.flying = s.flying[1:]
 		s.accepted(first)
 	}
-	s.backlog = append(s.held, s.backlog...)
+	s.backlog.prepend(s.held...)
 	s.held = nil
 }
 
@@ -142,11 +168,17 @@ func (s *Sequencer) accepted(f *flight) {
 		p := part.p
 		if p.boot || p.create != "" {
 			g, err := s.o.Ledger.LogByName(p.create)
-			p.answer(reply{log: g, err: err})
+			s.answer(p, reply{log: g, err: err})
 			continue
 		}
-		s.m.Entries.Add(uint64(len(part.recorded)))
-		p.answer(reply{result: &Result{part.recorded, o.Tree(p.Log)}})
+		for i := range part.recorded {
+			if part.recorded[i].Duplicate {
+				s.m.Duplicates.Add(1)
+			} else {
+				s.m.Entries.Add(1)
+			}
+		}
+		s.answer(p, reply{result: &Result{part.recorded, o.Tree(p.Log)}})
 	}
 }
 
@@ -165,24 +197,28 @@ func (s *Sequencer) recompose() {
 		switch {
 		case f.err != nil:
 			unsure = true
-			f.answer(reply{err: f.err})
+			s.answerAll(f, f.err)
 		case !ok:
+			// The command is in the log for good. This node did not apply it: it is damaged, and what the others did is not known here.
 			err, isErr := f.result.(error)
 			if !isErr {
-				err = fmt.Errorf("%w: the state machine answered %T", ErrUnknown, f.result)
+				err = fmt.Errorf("the state machine answered %T", f.result)
 			}
-			f.answer(reply{err: err})
+			unsure = true
+			s.answerAll(f, fmt.Errorf("%w: %w", ErrUnknown, err))
 		case o.Decision == ledger.Accepted:
 			s.accepted(f)
 		default:
 			s.refused(o.Decision)
 			for _, part := range f.parts {
-				again = append(again, part.p)
+				if p := part.p; s.again(p) {
+					again = append(again, p)
+				}
 			}
 		}
 	}
 	s.flying = nil
-	s.backlog = append(append(again, s.held...), s.backlog...)
+	s.backlog.prepend(slices.Concat(again, s.held)...)
 	s.held = nil
 	clear(s.specs)
 	if unsure {
@@ -190,13 +226,26 @@ func (s *Sequencer) recompose() {
 	}
 }
 
-func (f *flight) answer(r reply) {
+func (s *Sequencer) answerAll(f *flight, err error) {
 	for _, part := range f.parts {
-		part.p.answer(r)
+		s.answer(part.p, reply{err: err})
 	}
 }
 
-// refused counts. Two wrong roots in a term mean that this node's arithmetic cannot be trusted to lead.
+// again makes p, of a command that was refused for certain, ready to be composed once more. It reports false when that has been tried
+// often enough.
+func (s *Sequencer) again(p *pending) bool {
+	s.m.Recomposed.Add(1)
+	if p.attempt++; p.attempt >= maxRecompose {
+		s.answer(p, reply{err: fmt.Errorf("%w: refused %d times", ErrNotApplied, maxRecompose)})
+		return false
+	}
+	p.state.Store(stateQueued) // it is in no command now, so its caller may leave
+	return true
+}
+
+// refused counts. Two wrong roots in a term mean that this node's arithmetic cannot be trusted to lead: it gives leadership up, and
+// composes nothing more in this term whether or not there is another node to take it.
 func (s *Sequencer) refused(d ledger.Decision) {
 	s.m.Refused.Add(1)
 	s.o.Logger.Warn("a command was refused and is composed again", "decision", d)
@@ -204,6 +253,9 @@ func (s *Sequencer) refused(d ledger.Decision) {
 		return
 	}
 	if s.refusals++; s.refusals == 2 {
+		err := fmt.Errorf("%w: %w: two commands of this node had wrong roots, so its memory or processor is at fault; it appends nothing more "+
+			"until it is started again, on another machine if this recurs", ErrNotApplied, ledger.ErrQuarantined)
+		s.distrust.Store(&err)
 		s.o.Logger.Error("two commands of this node had wrong roots; it gives up leadership")
 		if err := s.o.Proposer.StepDown(); err != nil {
 			s.o.Logger.Error("could not give up leadership", "err", err)
@@ -225,15 +277,19 @@ func (s *Sequencer) settle() bool {
 		return false
 	}
 	clear(s.specs)
-	s.term, s.refusals = s.o.Proposer.Term(), 0
+	// The term as it was before the barrier: if it has moved on since, the barrier may not have been of the new one.
+	if s.term != term {
+		s.refusals = 0
+		s.distrust.Store(nil)
+	}
+	s.term = term
 	return true
 }
 
 func (s *Sequencer) failBacklog(err error) {
-	for _, p := range s.backlog {
-		p.answer(reply{err: err})
+	for !s.backlog.empty() {
+		s.answer(s.backlog.pop(), reply{err: err})
 	}
-	s.backlog = nil
 }
 
 // flush composes and proposes one command from the backlog.
@@ -247,50 +303,44 @@ func (s *Sequencer) flush() {
 			return
 		}
 	}
+	if err := s.Distrust(); err != nil {
+		s.failBacklog(err)
+		return
+	}
 	b := s.newBuilder()
-	for len(s.backlog) > 0 && !b.full() {
-		p := s.backlog[0]
+	defer b.close()
+compose:
+	for !s.backlog.empty() && !b.full() {
+		p := s.backlog.waiting[0]
 		if p.create != "" || p.boot {
 			// A control command is submitted alone: everything before it is applied, nothing is composed beside it.
 			if len(b.parts) > 0 || len(s.flying) > 0 {
 				break
 			}
-			s.backlog = s.backlog[1:]
-			s.control(p)
+			s.control(s.backlog.pop())
 			return
 		}
-		if len(b.parts) > 0 && b.entries+len(p.Events) > ledger.MaxCommandEntries {
+		if b.entries > 0 && b.entries+len(p.Events) > ledger.MaxCommandEntries {
 			break
 		}
-		s.backlog = s.backlog[1:]
-		if !s.take(p) {
-			continue
-		}
-		switch err := b.add(p); {
-		case errors.Is(err, errHold):
+		s.backlog.pop()
+		switch err := b.add(p); err {
+		case nil:
+		case errHold:
 			s.held = append(s.held, p)
-		case err != nil:
-			p.answer(reply{err: err})
+		case errFull:
+			s.backlog.prepend(p)
+			break compose
+		case errGone:
+			s.release(p)
+		default:
+			s.answer(p, reply{err: err})
 		}
 	}
 	if len(b.parts) > 0 {
 		s.launch(b.command(), b.parts)
-	} else if len(s.backlog) > 0 && len(s.flying) > 0 {
+	} else if !s.backlog.empty() && len(s.flying) > 0 {
 		// Only a control command is left, and it waits for what is in flight.
 		s.land(<-s.landed)
 	}
-}
-
-// take reports whether p is still wanted, and counts its attempts.
-func (s *Sequencer) take(p *pending) bool {
-	if p.attempt > 0 {
-		s.m.Recomposed.Add(1)
-	} else if !p.state.CompareAndSwap(stateQueued, stateTaken) {
-		return false
-	}
-	if p.attempt++; p.attempt > maxRecompose {
-		p.answer(reply{err: fmt.Errorf("%w: refused %d times", ErrNotApplied, maxRecompose)})
-		return false
-	}
-	return true
 }

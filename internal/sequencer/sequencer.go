@@ -12,9 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/ledger"
@@ -40,6 +43,8 @@ const (
 var (
 	// ErrNotApplied means that the events are not recorded and never will be by this call: retry freely.
 	ErrNotApplied = errors.New("not applied")
+	// ErrKey means that this node does not have the key of a log, so that it can sign nothing for it. It comes with ErrNotApplied.
+	ErrKey = errors.New("this node lacks the log's key: put the right secret back")
 	// ErrUnknown means that the events may or may not be recorded: retry with the same event ids and get the one true answer.
 	ErrUnknown = errors.New("outcome unknown")
 )
@@ -113,6 +118,9 @@ type Sequencer struct {
 	names  sync.Map // log -> *nameCache
 	m      Metrics
 
+	// distrust says why nothing more is composed in this term; nil if all is well.
+	distrust atomic.Pointer[error]
+
 	// Owned by run.
 	specs    map[uint32]*spec
 	term     uint64
@@ -120,7 +128,8 @@ type Sequencer struct {
 	landed   chan *flight
 	held     []*pending // wait for what is in flight
 	refusals int        // AFTER refusals in this term
-	backlog  []*pending
+	backlog  backlog
+	remember int // event ids a log, maxRemembered but in tests
 }
 
 // Metrics counts what the sequencer does.
@@ -134,19 +143,18 @@ func (s *Sequencer) Metrics() *Metrics { return &s.m }
 // pending is a request on its way.
 type pending struct {
 	Request
-	ctx     context.Context
 	drafts  []*lineage.Draft
-	create  string // name of a log to create, instead of events
-	boot    bool   // create the ledger itself
-	attempt int
+	create  string       // name of a log to create, instead of events
+	boot    bool         // create the ledger itself
+	attempt int          // commands that were refused with it
 	state   atomic.Int32 // stateQueued -> stateTaken or stateGone
 	reply   chan reply
 }
 
 const (
 	stateQueued = iota
-	stateTaken  // may be in a command: the caller's departure does not undo it
-	stateGone   // the caller left first
+	stateTaken  // in a command: the caller's departure does not undo it
+	stateGone   // the caller left first: it will be in none
 )
 
 type reply struct {
@@ -156,13 +164,24 @@ type reply struct {
 }
 
 // New starts a sequencer. Close ends it.
-func New(o Options) *Sequencer {
+func New(o Options) *Sequencer { return start(o, maxRemembered) }
+
+func start(o Options, remember int) *Sequencer {
 	s := &Sequencer{
 		o: o, queue: make(chan *pending, 1024), stop: make(chan struct{}), done: make(chan struct{}),
-		specs: map[uint32]*spec{}, landed: make(chan *flight, maxInFlight), keys: keySource{random: o.Random},
+		specs: map[uint32]*spec{}, landed: make(chan *flight, maxInFlight), keys: keySource{random: o.Random}, remember: remember,
 	}
 	go s.run()
 	return s
+}
+
+// Distrust returns nil, or why this node composes nothing more in this term: an error that wraps ErrNotApplied and
+// ledger.ErrQuarantined.
+func (s *Sequencer) Distrust() error {
+	if err := s.distrust.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // Close refuses new requests, lets what is in flight finish and stops.
@@ -171,10 +190,14 @@ func (s *Sequencer) Close() {
 	<-s.done
 }
 
-// Append records events. See the errors of this package and of ledger.
+// Append records events. See the errors of this package and of ledger. The events must not be changed any more, not even when it
+// has returned ErrUnknown: they may still be on their way.
 func (s *Sequencer) Append(ctx context.Context, r Request) (*Result, error) {
 	if len(r.Events) == 0 {
 		return nil, fmt.Errorf("%w: no events", ledger.ErrInvalid)
+	}
+	if err := checkCaller(r.Principal, r.Authn); err != nil {
+		return nil, err
 	}
 	if n := len(r.Events); n > ledger.MaxCommandEntries {
 		return nil, fmt.Errorf("%w: %d events exceed %d a request", ledger.ErrInvalid, n, ledger.MaxCommandEntries)
@@ -206,24 +229,39 @@ func eventError(i, n int, err error) error {
 	return fmt.Errorf("%w: %w", ledger.ErrInvalid, err)
 }
 
+// checkCaller makes sure that a principal can stand in a leaf and in a command.
+func checkCaller(principal string, authn lineage.Authn) error {
+	if principal == "" || len(principal) > lineage.MaxPrincipal || !utf8.ValidString(principal) || strings.ContainsFunc(principal, unicode.IsControl) {
+		return fmt.Errorf("%w: %w", ledger.ErrInvalid, &lineage.FieldError{Path: "principal", Reason: fmt.Sprintf("needs 1 to %d bytes of text", lineage.MaxPrincipal)})
+	}
+	if authn > lineage.AuthnLedger {
+		return fmt.Errorf("%w: %w", ledger.ErrInvalid, &lineage.FieldError{Path: "authn", Reason: fmt.Sprintf("%d is unknown", authn)})
+	}
+	return nil
+}
+
 // submit queues p and waits for its reply.
 func (s *Sequencer) submit(ctx context.Context, p *pending) reply {
 	if err := s.o.Ledger.Quarantined(); err != nil {
+		return reply{err: fmt.Errorf("%w: %w", ErrNotApplied, err)}
+	}
+	if err := s.Distrust(); err != nil {
 		return reply{err: err}
 	}
 	if err := s.o.Admit(); err != nil {
 		return reply{err: err}
 	}
 	if s.queued.Add(int64(p.Size)) > maxQueuedBytes {
-		s.queued.Add(-int64(p.Size))
+		s.release(p)
 		return reply{err: fmt.Errorf("%w: %d MiB of requests are waiting; retry later", ledger.ErrOverloaded, maxQueuedBytes>>20)}
 	}
-	defer s.queued.Add(-int64(p.Size))
-	p.ctx, p.reply = ctx, make(chan reply, 1)
+	p.reply = make(chan reply, 1)
 	select {
 	case <-s.stop:
+		s.release(p)
 		return reply{err: fmt.Errorf("%w: the ledger is closing", ErrNotApplied)}
 	case <-ctx.Done():
+		s.release(p)
 		return reply{err: fmt.Errorf("%w: %w", ErrNotApplied, ctx.Err())}
 	case s.queue <- p:
 	}
@@ -245,4 +283,11 @@ func (s *Sequencer) submit(ctx context.Context, p *pending) reply {
 	}
 }
 
-func (p *pending) answer(r reply) { p.reply <- r }
+// answer ends p's way. It is called once, and never waits.
+func (s *Sequencer) answer(p *pending, r reply) {
+	s.release(p)
+	p.reply <- r
+}
+
+// release takes p off the bound on what is waiting.
+func (s *Sequencer) release(p *pending) { s.queued.Add(-int64(p.Size)) }
