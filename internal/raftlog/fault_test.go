@@ -295,7 +295,7 @@ func TestMarkKeepsUp(t *testing.T) {
 // TestNoSpace: a full disk shows when a segment is made, leaves no partial file and refuses the append that needs it;
 // once there is room the append works.
 func TestNoSpace(t *testing.T) {
-	for _, kind := range []errorfs.OpKind{errorfs.OpOpen, errorfs.OpFileWriteAt, errorfs.OpFileSync, errorfs.OpOpenDir} {
+	for _, kind := range []errorfs.OpKind{errorfs.OpOpen, errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpOpenDir} {
 		mem := vfs.NewCrashableMem()
 		var fullDisk atomic.Bool
 		fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
@@ -340,26 +340,39 @@ func TestNoSpace(t *testing.T) {
 // TestLastBatchIsRewritten: a batch behind the mark may have been read from a page cache that never reached the disk.
 // Open must write it again, not only sync it, for a failed fsync leaves pages that look clean.
 func TestLastBatchIsRewritten(t *testing.T) {
-	mem := vfs.NewCrashableMem()
-	o := testOptions(mem)
-	o.MarkInterval = time.Hour
-	s := mustOpen(t, o)
-	must(t, s.StoreLog(entry(1, 1, 100)))
-	must(t, s.StoreLog(entry(2, 1, 100)))
-	disk := mem.CrashClone(vfs.CrashCloneCfg{})
-	mustClose(t, s)
-	var written []int64
-	fs := errorfs.Wrap(disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind == errorfs.OpFileWriteAt && isSegment(path.Base(op.Path)) {
-			written = append(written, op.Offset)
+	for batches, want := range map[uint64]int64{1: 0 /* with the header */, 2: 2 * blockSize} {
+		mem := vfs.NewCrashableMem()
+		o := testOptions(mem)
+		o.MarkInterval = time.Hour
+		s := mustOpen(t, o)
+		for i := range batches {
+			must(t, s.StoreLog(entry(i+1, 1, 100)))
 		}
-		return nil
-	}))
-	for _, want := range [][]int64{{2 * blockSize}, nil} { // the second time the mark covers it
-		written = nil
+		disk := mem.CrashClone(vfs.CrashCloneCfg{})
+		mustClose(t, s)
+		var segment []int64
+		var marks atomic.Int32
+		fs := errorfs.Wrap(disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileWriteAt && isSegment(path.Base(op.Path)) {
+				segment = append(segment, op.Offset)
+			}
+			if op.Kind == errorfs.OpFileWriteAt && path.Base(op.Path) == markName {
+				marks.Add(1)
+			}
+			return nil
+		}))
 		mustClose(t, mustOpen(t, testOptions(fs)))
-		if !slices.Equal(written, want) {
-			t.Errorf("wrote at %v, want %v", written, want)
+		if !slices.Equal(segment, []int64{want}) || marks.Load() != 2 {
+			t.Errorf("%d batches: wrote to the segment at %v, want %v, and %d marks, want 2", batches, segment, want, marks.Load())
+		}
+		// Now the mark covers it: opening, waiting and closing writes nothing but the second vote slot.
+		segment = nil
+		marks.Store(0)
+		s = mustOpen(t, testOptions(fs))
+		time.Sleep(5 * time.Millisecond)
+		mustClose(t, s)
+		if len(segment) != 0 || marks.Load() != 0 {
+			t.Errorf("%d batches: wrote to the segment at %v, and %d marks, when all was marked", batches, segment, marks.Load())
 		}
 	}
 }

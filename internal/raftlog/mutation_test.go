@@ -1,7 +1,6 @@
 package raftlog
 
 import (
-	"path"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -34,10 +33,6 @@ func TestCrashStormFindsBrokenRules(t *testing.T) {
 			}}
 		}
 	}
-	// Some breaches show only at one kind of operation.
-	creation := func(op errorfs.Op) bool { return op.Path == "node/raft" }
-	segmentSync := func(op errorfs.Op) bool { return op.Kind == errorfs.OpFileSyncData && isSegment(path.Base(op.Path)) }
-
 	for _, c := range []struct {
 		name   string
 		steps  int
@@ -52,7 +47,7 @@ func TestCrashStormFindsBrokenRules(t *testing.T) {
 			dropSync(func(name string, dir bool) bool { return dir && name == "raft" })},
 		{"no sync of the parent directory", 200, nil,
 			dropSync(func(name string, dir bool) bool { return dir && name == "node" })},
-		{"no sync of a new store's directory", 0, creation,
+		{"no sync of a new store's directory", 0, atCreation,
 			dropSync(func(name string, dir bool) bool { return dir && name == "raft"+newSuffix })},
 		{"a suffix delete leaves no record", 200, nil, editBatch(func(h *segmentHeader, records []record) {
 			if len(records) == 1 && records[0].kind == kindSuffixDelete {
@@ -64,7 +59,7 @@ func TestCrashStormFindsBrokenRules(t *testing.T) {
 				records[0].index = 1
 			}
 		})},
-		{"head deletes do not name the oldest needed segment", 200, segmentSync, editBatch(func(h *segmentHeader, records []record) {
+		{"head deletes do not name the oldest needed segment", 200, atBatch, editBatch(func(h *segmentHeader, records []record) {
 			if len(records) == 1 && records[0].kind == kindHeadDelete {
 				records[0].oldest = 1
 			}

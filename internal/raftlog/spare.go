@@ -161,7 +161,8 @@ func writeZeros(fs vfs.FS, path string, size int64, quit <-chan struct{}) (f vfs
 		default:
 		}
 		zeros = zeros[:min(size-off, int64(len(zeros)))]
-		if _, err := f.WriteAt(zeros, off); err != nil {
+		clear(zeros) // a vfs.File may modify what it is given
+		if _, err := f.Write(zeros); err != nil {
 			return f, err
 		}
 	}
