@@ -26,6 +26,7 @@ const (
 	errorDomain          = "provledger"
 	reasonNotApplied     = "NOT_APPLIED"
 	reasonUnknownOutcome = "UNKNOWN_OUTCOME"
+	reasonNotSigning     = "NOT_SIGNING"
 )
 
 // method is a unary method of the generated client.
@@ -112,21 +113,26 @@ func judge(err error) verdict {
 			pause, asked = d.GetRetryDelay().AsDuration(), true
 		}
 	}
+	v := verdict{pause: pause}
 	switch s.Code() {
-	case codes.Unavailable:
+	case codes.Unavailable, codes.DeadlineExceeded:
 		// Without a reason it comes from the transport, which cannot tell whether the request got through.
-		return verdict{retry: true, pause: pause, mayHaveEffect: reason != reasonNotApplied}
+		v.retry, v.mayHaveEffect = true, true
 	case codes.ResourceExhausted:
 		// Overload comes with RetryInfo and before anything is queued; a message over the limit comes without.
-		return verdict{retry: asked, pause: pause, refused: !asked}
-	case codes.DeadlineExceeded:
-		return verdict{retry: true, mayHaveEffect: reason != reasonNotApplied}
-	case codes.Aborted:
-		return verdict{retry: reason == reasonNotApplied, mayHaveEffect: reason != reasonNotApplied}
-	case codes.Canceled, codes.Internal, codes.Unknown, codes.DataLoss:
-		return verdict{mayHaveEffect: true}
+		v.retry, v.refused = asked, !asked
+	case codes.Aborted, codes.Canceled, codes.Internal, codes.Unknown, codes.DataLoss:
+		v.mayHaveEffect = true
+	default:
+		v.refused = true
 	}
-	return verdict{refused: true}
+	switch reason { // what the server knows of the outcome wins over what the code suggests
+	case reasonNotApplied:
+		v.mayHaveEffect = false
+	case reasonUnknownOutcome, reasonNotSigning: // it may be recorded and only the receipt refused
+		v.mayHaveEffect, v.refused = true, false
+	}
+	return v
 }
 
 // isCode reports whether err is a gRPC status with the given code.

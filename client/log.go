@@ -265,7 +265,7 @@ func (c *Client) latest(ctx context.Context, st *logState) (point, error) {
 
 // shorter explains why a proof from a known tree was refused: if the server's tree is smaller, the log lost entries.
 func (c *Client) shorter(ctx context.Context, st *logState, known point, refused error) error {
-	if !isCode(refused, codes.FailedPrecondition) && !isCode(refused, codes.OutOfRange) && !isCode(refused, codes.NotFound) {
+	if !isCode(refused, codes.FailedPrecondition) && !isCode(refused, codes.InvalidArgument) {
 		return refused
 	}
 	now, err := c.latest(ctx, st)

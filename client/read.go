@@ -312,7 +312,7 @@ type found struct {
 func (c *Client) find(ctx context.Context, st *logState, q Query, size uint64) iter.Seq2[found, error] {
 	return func(yield func(found, error) bool) {
 		req := q.proto(st.name)
-		for last := uint64(0); ; {
+		for next := q.First; ; {
 			resp, err := read(ctx, c, "find entries", c.rpc.FindEntries, req)
 			if err != nil {
 				yield(found{}, err)
@@ -324,14 +324,18 @@ func (c *Client) find(ctx context.Context, st *logState, q Query, size uint64) i
 			var page []found
 			for _, m := range resp.GetEntries() {
 				e, err := toEntry(m, q.SkipBody)
-				if err == nil && (e.Index < q.First || len(page) > 0 && e.Index <= last || e.Index < last) {
-					err = fmt.Errorf("entry %d after %d: not in index order", e.Index, last)
+				switch {
+				case err != nil:
+				case e.Index < next:
+					err = fmt.Errorf("entry %d where %d or more should be: not in index order", e.Index, next)
+				case e.Index >= resp.GetTreeSize():
+					err = fmt.Errorf("entry %d in a tree of size %d", e.Index, resp.GetTreeSize())
 				}
 				if err != nil {
 					yield(found{}, untrusted(st.name, "find entries: %w", err))
 					return
 				}
-				if last = e.Index; e.Index < size {
+				if next = e.Index + 1; e.Index < size {
 					page = append(page, found{entry: e})
 				}
 			}
@@ -344,7 +348,7 @@ func (c *Client) find(ctx context.Context, st *logState, q Query, size uint64) i
 					return
 				}
 			}
-			if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" || last >= size {
+			if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" || next >= size {
 				return
 			}
 		}
@@ -529,9 +533,16 @@ func (c *Client) watch(ctx context.Context, st *logState, first uint64, body boo
 		if err != nil {
 			return first, err
 		}
-		if !bytes.Equal(resp.GetCheckpoint(), p.note) {
-			// Signatures are deterministic, so equal trees have equal notes.
-			return first, untrusted(st.name, "watch: the checkpoint is not that of the %d entries", p.size)
+		// The server's own checkpoint may be of a larger tree, when it catches up; it is connected like every other.
+		q, err := c.open(st, resp.GetCheckpoint())
+		if err == nil && q.size < p.size {
+			err = untrusted(st.name, "watch: the checkpoint has %d entries, the update goes to %d", q.size, p.size)
+		}
+		if err == nil {
+			err = c.settle(ctx, st, point{}, q, prefix{0, merkle.EmptyRoot()})
+		}
+		if err != nil {
+			return first, err
 		}
 		first = p.size
 		if !yield(&Update{entries, toCheckpoint(st, p)}, nil) {
