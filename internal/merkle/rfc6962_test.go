@@ -157,7 +157,7 @@ func TestProofVectors(t *testing.T) {
 	}
 }
 
-// checkInclusion proves a leaf, compares with the reference, and asks all four verifiers.
+// checkInclusion proves a leaf, compares with the reference, and asks both verifiers.
 func checkInclusion(t *testing.T, g *grown, ref *reference, index, size uint64) {
 	t.Helper()
 	p, err := ProveInclusion(index, size, g.reader(t, size))
