@@ -19,7 +19,8 @@ const (
 
 var markMagic = [8]byte{'P', 'L', 'R', 'A', 'F', 'T', 'M', 'K'}
 
-// position names a batch: the number of the last acknowledged batch, and the newest segment at that time.
+// position names the last acknowledged batch: its number and the sequence of its segment. 0 is the batch before the
+// first, in segment 1.
 type position struct {
 	sequence uint64
 	batch    uint64

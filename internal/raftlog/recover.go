@@ -148,6 +148,13 @@ func (s *Store) recover(names []string) error {
 	}
 	s.nextBatch = tail.next
 	s.mark.acked = position{sequence: newest.sequence, batch: tail.next - 1}
+	if n := len(s.segs); tail.last == 0 && n > 1 {
+		// A header without a batch may be in the page cache only: the last batch, and the mark with it, is one before.
+		s.mark.acked.sequence = s.segs[n-2].sequence
+	}
+	if err := s.mark.write(s.mark.acked); err != nil {
+		return fmt.Errorf("write mark: %w", err)
+	}
 	return s.keepSpares()
 }
 

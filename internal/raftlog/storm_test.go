@@ -1,10 +1,12 @@
 package raftlog
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path"
+	"slices"
 	"sync"
 	"testing"
 
@@ -239,6 +241,84 @@ func TestCrashStorm(t *testing.T) {
 				t.Error(err)
 			}
 			t.Logf("seed %d: %d file operations, %d clones", seed, st.ops, st.clones)
+		}
+	}
+}
+
+// TestKillThenPowerCut kills the process in the middle of a write, of which only the first blocks reach the page cache,
+// and never the disk. The next process sees them. What it then shows must survive a power cut at once, and one after the
+// mark has followed.
+func TestKillThenPowerCut(t *testing.T) {
+	kills := 60
+	if full {
+		kills = 600
+	}
+	for kill := range kills {
+		mem := vfs.NewCrashableMem()
+		var mu sync.Mutex
+		writes, dead := 0, false
+		errKilled := errors.New("killed")
+		fs := &tamperFS{FS: mem,
+			write: func(f vfs.File, name string, p []byte, off int64) (int, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if dead {
+					return 0, errKilled
+				}
+				if writes++; writes <= kill {
+					return f.WriteAt(p, off)
+				}
+				dead = true
+				n := kill % (len(p)/blockSize + 1) * blockSize
+				if _, err := f.WriteAt(p[:n], off); err != nil {
+					return 0, err
+				}
+				return n, errKilled
+			},
+			sync: func(f vfs.File, name string, dir bool) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if dead {
+					return errKilled
+				}
+				return f.Sync()
+			}}
+		rng := newRand(uint64(kill % 7))
+		var m model
+		allowed := []model{m}
+		s, err := Open(testOptions(fs))
+		for err == nil {
+			st := m.next(rng)
+			allowed = m.partial(st)
+			if err = st.do(s); err == nil {
+				m = m.apply(st)
+				allowed = []model{m}
+			}
+		}
+		if s != nil {
+			_ = s.Close()
+		}
+		if !errors.Is(err, errKilled) {
+			t.Fatalf("kill %d: %v", kill, err)
+		}
+
+		s, err = Open(testOptions(mem))
+		if err != nil {
+			t.Errorf("kill %d: %v", kill, err)
+			continue
+		}
+		got, err := observe(s)
+		if err != nil || !slices.ContainsFunc(allowed, got.equal) {
+			t.Errorf("kill %d: found %v, acknowledged was %v: %v", kill, got, m, err)
+		}
+		atOnce := mem.CrashClone(vfs.CrashCloneCfg{})
+		waitMarked(t, s)
+		later := mem.CrashClone(vfs.CrashCloneCfg{})
+		mustClose(t, s)
+		for _, disk := range []*vfs.MemFS{atOnce, later} {
+			if err := expect(disk, got); err != nil {
+				t.Errorf("kill %d, then a power cut: %v", kill, err)
+			}
 		}
 	}
 }
