@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"os"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -35,8 +36,10 @@ func openRecord(fs vfs.FS, dir, origin string) (*record, signed, error) {
 	sum := sha256.Sum256([]byte(origin))
 	name := fs.PathJoin(dir, hex.EncodeToString(sum[:16]))
 	r := &record{origin: origin}
-	if _, err := fs.Stat(name); err != nil {
+	if _, err := fs.Stat(name); errors.Is(err, os.ErrNotExist) {
 		return r, signed{}, r.create(fs, dir, name)
+	} else if err != nil { // it may be there, and must not be replaced by an empty one
+		return nil, signed{}, fmt.Errorf("signer record of %s: %w", origin, err)
 	}
 	f, err := fs.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
 	if err != nil {

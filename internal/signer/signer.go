@@ -90,6 +90,9 @@ func Open(o Options) (*Signer, error) {
 	if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("signer: %w", err)
 	}
+	if err := syncDir(o.FS, o.FS.PathDir(o.Dir)); err != nil {
+		return nil, fmt.Errorf("signer: %w", err)
+	}
 	s := &Signer{o: o, stop: make(chan struct{}), done: make(chan struct{}), logs: map[string]*logSigner{}}
 	go s.persistLoop()
 	return s, nil
@@ -133,9 +136,14 @@ func (s *Signer) log(origin string) (*logSigner, error) {
 	return l, nil
 }
 
-// Checkpoint returns the signed note over (origin, size, root). The newest is kept; signing costs one Ed25519 signature. The caller must
-// have root from applied state. Errors wrap ErrFork or ErrBehind.
+// Checkpoint returns the signed note over (origin, size, root). Recent ones are kept; a new one costs one Ed25519 signature. Whatever
+// the caller believes, root is compared with what this node's tree has at that size, a second computation from stored tiles (H14), and a
+// node that does not serve its trees, being quarantined, signs nothing (S13). Errors wrap ErrFork or ErrBehind, or are those of Tree.
 func (s *Signer) Checkpoint(origin string, size uint64, root merkle.Hash) ([]byte, error) {
+	treeSize, rootAt, err := s.o.Tree(origin)
+	if err != nil {
+		return nil, err
+	}
 	l, err := s.log(origin)
 	if err != nil {
 		return nil, err
@@ -143,7 +151,7 @@ func (s *Signer) Checkpoint(origin string, size uint64, root merkle.Hash) ([]byt
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.armed {
-		if err := s.arm(l, origin); err != nil {
+		if err := l.arm(origin, treeSize, rootAt); err != nil {
 			return nil, err
 		}
 	}
@@ -154,17 +162,15 @@ func (s *Signer) Checkpoint(origin string, size uint64, root merkle.Hash) ([]byt
 		}
 		return kept.note, nil
 	}
-	if size <= l.signed.size && size > 0 {
-		// A size may be signed again, but only as this tree has it.
-		_, rootAt, err := s.o.Tree(origin)
-		if err != nil {
-			return nil, err
-		}
-		if got, err := rootAt(size); err != nil {
-			return nil, err
-		} else if got != root || size == l.signed.size && root != l.signed.root {
-			return nil, fmt.Errorf("%w: at size %d the tree has root %s, asked for %s", ErrFork, size, got, root)
-		}
+	got, err := rootAt(size)
+	if err != nil {
+		return nil, err
+	}
+	if got != root {
+		return nil, fmt.Errorf("%w: at size %d the tree has root %s, asked for %s", ErrFork, size, got, root)
+	}
+	if size > 0 && size == l.signed.size && root != l.signed.root {
+		return nil, fmt.Errorf("%w: size %d was signed with root %s, asked for %s", ErrFork, size, l.signed.root, root)
 	}
 	note, err := checkpoint.Sign(checkpoint.Checkpoint{Origin: origin, Size: size, Root: root}, l.key)
 	if err != nil {
@@ -178,11 +184,7 @@ func (s *Signer) Checkpoint(origin string, size uint64, root merkle.Hash) ([]byt
 }
 
 // arm lets a log sign once its tree contains what was signed before the start.
-func (s *Signer) arm(l *logSigner, origin string) error {
-	size, rootAt, err := s.o.Tree(origin)
-	if err != nil {
-		return err
-	}
+func (l *logSigner) arm(origin string, size uint64, rootAt func(uint64) (merkle.Hash, error)) error {
 	if size < l.signed.size {
 		return fmt.Errorf("%w: %s is at %d, signed was %d; restore the missing entries or start a new origin", ErrBehind, origin, size, l.signed.size)
 	}
@@ -208,6 +210,7 @@ func (s *Signer) persistLoop() {
 		case <-t.C:
 			if err := s.persist(); err != nil {
 				s.o.Die("cannot record what was signed", err)
+				return
 			}
 		}
 	}
@@ -228,7 +231,12 @@ func (s *Signer) persist() error {
 		l.dirty = false
 		l.mu.Unlock()
 		if dirty {
-			errs = append(errs, l.file.write(last)) // outside the lock: signing does not wait for the disk
+			if err := l.file.write(last); err != nil { // outside the lock: signing does not wait for the disk
+				errs = append(errs, err)
+				l.mu.Lock()
+				l.dirty = true
+				l.mu.Unlock()
+			}
 		}
 	}
 	return errors.Join(errs...)
