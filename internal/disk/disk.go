@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -54,9 +55,10 @@ const (
 type Store struct {
 	DB *pebble.DB
 
-	o      Options
-	health io.Closer
-	bad    atomic.Int32 // background errors in a row
+	o       Options
+	health  io.Closer
+	bad     atomic.Int32   // background errors in a row
+	flushes sync.WaitGroup // goroutines of Flush
 }
 
 // Open opens or creates the store in o.Dir.
@@ -143,7 +145,9 @@ func (s *Store) DurableValue(key []byte) (value []byte, ok bool, err error) {
 // in a goroutine of its own; that goroutine ends with the flush.
 func (s *Store) Flush(ctx context.Context) error {
 	done := make(chan error, 1)
+	s.flushes.Add(1)
 	go func() {
+		defer s.flushes.Done()
 		ch, err := s.DB.AsyncFlush()
 		if err == nil {
 			<-ch
@@ -164,11 +168,14 @@ func (s *Store) Close(ctx context.Context) error {
 	if err := s.Flush(ctx); err != nil {
 		return err
 	}
-	return errors.Join(s.DB.Close(), s.health.Close())
+	return s.Abandon()
 }
 
 // Abandon closes the store without making anything durable, as a crash would leave it.
-func (s *Store) Abandon() error { return errors.Join(s.DB.Close(), s.health.Close()) }
+func (s *Store) Abandon() error {
+	s.flushes.Wait() // one whose caller has gone may still be about to call Pebble, which panics when closed
+	return errors.Join(s.DB.Close(), s.health.Close())
+}
 
 // FreeBytes returns the bytes that an ordinary process may still write under dir; the largest number when the file system cannot say.
 func FreeBytes(fs vfs.FS, dir string) (uint64, error) {
