@@ -419,8 +419,8 @@ func (w *writer) commit() {
 	}
 	l.applied = w.applied
 	l.mu.Lock()
-	for n, g := range w.registry {
-		l.registry[n], l.byName[g.Name] = g, n
+	for _, g := range w.registry {
+		l.register(g)
 	}
 	maps.Copy(l.edges, w.edges)
 	maps.Copy(l.trees, w.trees)
@@ -490,7 +490,8 @@ func (w *writer) control(s *Section) bool {
 	return true
 }
 
-// add registers a log as of this writer, unless its number or name is taken.
+// add registers a log as of this writer, unless its number, name or origin is taken: two logs of one origin would be one key with two
+// histories.
 func (w *writer) add(g Log) bool {
 	if _, taken := w.log(g.Number); taken || g.Name == "" || g.Origin == "" {
 		return false
@@ -498,13 +499,16 @@ func (w *writer) add(g Log) bool {
 	if _, taken := w.l.byName[g.Name]; taken {
 		return false
 	}
+	if _, taken := w.l.byOrigin[g.Origin]; taken {
+		return false
+	}
 	for _, other := range w.registry {
-		if other.Name == g.Name {
+		if other.Name == g.Name || other.Origin == g.Origin {
 			return false
 		}
 	}
 	for _, other := range w.newLogs {
-		if other.Name == g.Name {
+		if other.Name == g.Name || other.Origin == g.Origin {
 			return false
 		}
 	}

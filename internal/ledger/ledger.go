@@ -92,6 +92,7 @@ type Ledger struct {
 	mu          sync.RWMutex
 	registry    map[uint32]Log
 	byName      map[string]uint32
+	byOrigin    map[string]uint32
 	trees       map[uint32]*Tree // published; loaded on first use
 	edges       map[uint32]*merkle.Edge
 	appliedPub  Applied
@@ -119,7 +120,7 @@ func Open(o Options) (*Ledger, error) {
 	}
 	l := &Ledger{
 		o: o, disk: s, db: s.DB,
-		registry: map[uint32]Log{}, byName: map[string]uint32{}, trees: map[uint32]*Tree{}, edges: map[uint32]*merkle.Edge{},
+		registry: map[uint32]Log{}, byName: map[string]uint32{}, byOrigin: map[string]uint32{}, trees: map[uint32]*Tree{}, edges: map[uint32]*merkle.Edge{},
 		changed: make(chan struct{}), referenceOf: map[uint32]lineage.Key{},
 	}
 	if err := l.load(); err != nil {
@@ -176,6 +177,7 @@ func (l *Ledger) load() error {
 func (l *Ledger) register(g Log) {
 	l.registry[g.Number] = g
 	l.byName[g.Name] = g.Number
+	l.byOrigin[g.Origin] = g.Number
 }
 
 // Close makes the state durable and closes the store. When ctx ends first, what is not durable is replayed at the next start.
@@ -231,6 +233,16 @@ func (l *Ledger) LogByName(name string) (Log, error) {
 		return l.registry[n], nil
 	}
 	return Log{}, fmt.Errorf("log %q: %w", name, ErrNotFound)
+}
+
+// LogByOrigin returns a log by the origin of its checkpoints. The error wraps ErrNotFound.
+func (l *Ledger) LogByOrigin(origin string) (Log, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if n, ok := l.byOrigin[origin]; ok {
+		return l.registry[n], nil
+	}
+	return Log{}, fmt.Errorf("log of origin %q: %w", origin, ErrNotFound)
 }
 
 // LogByNumber returns a log.
