@@ -16,6 +16,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/signer"
 )
 
@@ -55,6 +56,8 @@ type directory struct {
 	format
 	secret [signer.SecretBytes]byte
 	fresh  bool // FORMAT is not there yet
+	// parents are the directories that got a new entry when this one was made.
+	parents []string
 }
 
 func (d *directory) join(name string) string { return d.fs.PathJoin(d.path, name) }
@@ -64,10 +67,10 @@ const lockRetry = 20 * time.Millisecond
 
 // openDirectory locks a directory, waiting up to patience for another process to let go of it, and reads what it is.
 func openDirectory(ctx context.Context, fs vfs.FS, path string, patience time.Duration) (*directory, error) {
-	if err := fs.MkdirAll(path, 0o700); err != nil {
+	d := &directory{fs: fs, path: path}
+	if err := d.make(); err != nil {
 		return nil, fmt.Errorf("ledger directory %s: %w", path, err)
 	}
-	d := &directory{fs: fs, path: path}
 	for deadline := time.Now().Add(patience); ; {
 		var err error
 		if d.lock, err = fs.Lock(d.join(lockFile)); err == nil {
@@ -90,6 +93,22 @@ func openDirectory(ctx context.Context, fs vfs.FS, path string, patience time.Du
 		return nil, errors.Join(err, d.lock.Close())
 	}
 	return d, nil
+}
+
+// make makes the directory and what is missing above it.
+func (d *directory) make() error {
+	for dir := d.path; ; {
+		if _, err := d.fs.Stat(dir); err == nil || !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		parent := d.fs.PathDir(dir)
+		if parent == dir {
+			break
+		}
+		d.parents = append(d.parents, parent)
+		dir = parent
+	}
+	return d.fs.MkdirAll(d.path, 0o700)
 }
 
 func (d *directory) read() error {
@@ -128,7 +147,8 @@ func (d *directory) readFile(name string) ([]byte, error) {
 	return b, errors.Join(err, f.Close())
 }
 
-// start begins a new ledger in a directory that holds nothing but what an earlier, broken attempt left.
+// start begins a new ledger in a directory that holds nothing but what an earlier, broken attempt left. Such an attempt has made no
+// state: that comes after FORMAT. A directory with state and without FORMAT is a ledger that somebody lost a file of, and stays as it is.
 func (d *directory) start() error {
 	names, err := d.fs.List(d.path)
 	if err != nil {
@@ -146,13 +166,31 @@ func (d *directory) start() error {
 			return fmt.Errorf("%w: %s is neither empty nor a ledger (it holds %q); name another directory", ErrFormat, d.path, name)
 		}
 	}
-	for _, name := range ours[1:] {
-		if err := d.fs.RemoveAll(d.join(name)); err != nil {
-			return err
+	for _, name := range []string{stateDir, signerDir} {
+		if slices.Contains(names, name) {
+			return fmt.Errorf("%w: %s holds %s/ but no %s: put that file back from where this directory was copied or restored", ErrFormat, d.path, name, formatFile)
+		}
+	}
+	if err := d.fs.RemoveAll(d.join(raftDir)); err != nil {
+		return err
+	}
+	// The parent always: a process that was killed here may have made the directory without syncing that.
+	for _, parent := range append(d.parents, d.fs.PathDir(d.path)) {
+		if err := syncDir(d.fs, parent); err != nil && !errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("make %s durable: %w", d.path, err)
 		}
 	}
 	d.fresh = true
 	d.format = format{formatVersion, lineage.ID(randomBytes(16)), lineage.ID(randomBytes(16))}
+	switch secret, err := d.readFile(secretFile); {
+	case err == nil && len(secret) == len(d.secret):
+		copy(d.secret[:], secret) // of a broken attempt, or put there: a secret is never thrown away
+		return nil
+	case err == nil:
+		return fmt.Errorf("%w: %s has %d bytes, not %d", ErrFormat, d.join(secretFile), len(secret), len(d.secret))
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
 	copy(d.secret[:], randomBytes(len(d.secret)))
 	return d.write(secretFile, d.secret[:], true)
 }
@@ -198,7 +236,7 @@ func (d *directory) write(name string, content []byte, private bool) error {
 		err = d.fs.Rename(temporary, d.join(name))
 	}
 	if err == nil {
-		err = d.sync()
+		err = syncDir(d.fs, d.path)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", d.join(name), err)
@@ -206,10 +244,29 @@ func (d *directory) write(name string, content []byte, private bool) error {
 	return nil
 }
 
-func (d *directory) sync() error {
-	f, err := d.fs.OpenDir(d.path)
+// syncDir makes the entries of a directory durable.
+func syncDir(fs vfs.FS, path string) error {
+	f, err := fs.OpenDir(path)
 	if err != nil {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
+}
+
+// checkSecret refuses a secret that is not the one that the ledger was made with: nobody could verify what it signs. One log tells, for
+// all keys of a node come from its secret.
+func (n *Node) checkSecret() error {
+	g, err := n.ledger.LogByNumber(ledger.SystemLog)
+	if err != nil {
+		return err
+	}
+	vkey, err := n.signer.VKey(g.Origin)
+	if err != nil {
+		return err
+	}
+	if vkey != g.VKey {
+		return fmt.Errorf("%w: the secret in %s is not that of this ledger: %s has %s, the secret gives %s; put the right one back",
+			ErrFormat, n.dir.join(secretFile), g.Origin, g.VKey, vkey)
+	}
+	return nil
 }

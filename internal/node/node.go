@@ -64,6 +64,9 @@ type Config struct {
 	MemTableBytes      uint64
 	BlockCacheBytes    int64
 	MinFreeBytes       uint64
+	TrailingLogs       uint64        // zero: as consensus has it
+	SnapshotBytes      int64         // zero: as consensus has it
+	SnapshotEvery      time.Duration // zero: as consensus has it
 	SlowWarn, SlowKill time.Duration // negative SlowWarn: no watch over the stores
 	// Now is the clock, microseconds since the Unix epoch.
 	Now func() int64
@@ -128,10 +131,16 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 	}
 	n := &Node{c: c.withDefaults(), stop: make(chan struct{})}
 	if err := n.open(ctx); err != nil {
+		// Not under ctx: if it has ended, parts would be closed while others still use them.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unwindTimeout)
+		defer cancel()
 		return nil, errors.Join(err, n.unwind(ctx))
 	}
 	return n, nil
 }
+
+// unwindTimeout bounds how long a node that could not be opened takes to stop what was opened of it.
+const unwindTimeout = 10 * time.Second
 
 // die ends the process, or at least this goroutine's part in it.
 func (n *Node) die(reason string, err error) {
@@ -161,6 +170,7 @@ func (n *Node) open(ctx context.Context) (err error) {
 	}
 	n.consensus, err = consensus.Open(consensus.Config{
 		NodeID: n.dir.NodeID.String(), Store: n.guarded(), Machine: machine{n.ledger}, Logger: n.c.Logger, LogBytes: n.log.Bytes,
+		TrailingLogs: n.c.TrailingLogs, SnapshotBytes: n.c.SnapshotBytes, SnapshotEvery: n.c.SnapshotEvery,
 	})
 	if err != nil {
 		return err
@@ -180,6 +190,9 @@ func (n *Node) open(ctx context.Context) (err error) {
 	}
 	if err := n.sequencer.Bootstrap(ctx); err != nil {
 		return fmt.Errorf("create the built-in logs: %w", err)
+	}
+	if err := n.checkSecret(); err != nil {
+		return err
 	}
 	n.rpcMetrics, n.health = rpc.NewMetrics(n.c.Registry), newHealth()
 	n.registerMetrics()
@@ -238,16 +251,15 @@ func (n *Node) guarded() *raftlog.Guarded {
 
 // treeOf is how the signer sees the trees.
 func (n *Node) treeOf(origin string) (uint64, func(uint64) (merkle.Hash, error), error) {
-	for _, g := range n.ledger.Logs() {
-		if g.Origin == origin {
-			t, err := n.ledger.Tree(g.Number)
-			if err != nil {
-				return 0, nil, err
-			}
-			return t.Head().Size, t.RootAt, nil
-		}
+	g, err := n.ledger.LogByOrigin(origin)
+	if err != nil {
+		return 0, nil, err
 	}
-	return 0, nil, fmt.Errorf("origin %s: %w", origin, ledger.ErrNotFound)
+	t, err := n.ledger.Tree(g.Number)
+	if err != nil {
+		return 0, nil, err
+	}
+	return t.Head().Size, t.RootAt, nil
 }
 
 // admit is the sequencer's question before every append.
@@ -322,6 +334,9 @@ func (n *Node) Ready() error {
 	}
 	if !n.consensus.IsLeader() {
 		return errors.New("there is no leader")
+	}
+	if err := n.sequencer.Distrust(); err != nil {
+		return err
 	}
 	return n.admit()
 }
