@@ -4,12 +4,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hashicorp/raft"
 )
 
-// keepBuffer is the largest batch buffer kept between appends: the largest command that a node accepts.
-const keepBuffer = 8 << 20
+// keepBuffer is the largest batch buffer kept between appends: the largest command that a node accepts (8 MiB) with what
+// surrounds it.
+const keepBuffer = 9 << 20
 
 func newNonce() (n [16]byte) {
 	_, _ = rand.Read(n[:]) // never fails: crypto/rand ends the process instead
@@ -121,14 +123,14 @@ func fit(records []record, limit int64) (size int64, n int) {
 // writeBatch writes records as one batch at the end of segment g and returns when they are durable and published. The
 // first batch of a segment is written together with the segment's header.
 func (s *Store) writeBatch(g *segment, records []record) error {
-	buf, from := s.buf[:0], g.end
+	size, _ := fit(records, maxSegmentBytes)
+	buf, from := slices.Grow(s.buf[:0], int(blockSize+size)), g.end
 	if g.end == blockSize {
 		buf, from = g.appendTo(buf), 0
 	}
-	start := len(buf)
+	end := len(buf) + int(size)
 	buf = appendBatch(buf, g.sum, s.nextBatch, records)
-	length := int64(len(buf) - start)
-	buf = append(buf, make([]byte, align(length)-length)...)
+	buf = append(buf, make([]byte, end-len(buf))...)
 	if s.buf = buf; cap(buf) > keepBuffer {
 		s.buf = nil
 	}
@@ -138,7 +140,7 @@ func (s *Store) writeBatch(g *segment, records []record) error {
 	if err := g.file.SyncData(); err != nil {
 		return s.fail(fmt.Errorf("sync batch %d: %w", s.nextBatch, err))
 	}
-	s.publish(g, records, align(length))
+	s.publish(g, records, size)
 	return nil
 }
 

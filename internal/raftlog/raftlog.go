@@ -160,6 +160,9 @@ func Open(o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	if o.Dir == "" {
+		return nil, errors.New("raftlog: Dir is empty")
+	}
 	if o.SegmentBytes < minSegmentBytes || o.SegmentBytes > maxSegmentBytes {
 		return nil, fmt.Errorf("raftlog: SegmentBytes is %d, must be within [%d, %d]", o.SegmentBytes, int64(minSegmentBytes), int64(maxSegmentBytes))
 	}
@@ -167,7 +170,7 @@ func Open(o Options) (*Store, error) {
 		return nil, fmt.Errorf("raftlog: MarkInterval is %v, must be positive", o.MarkInterval)
 	}
 	s := &Store{
-		fs: o.FS, dir: o.Dir, segmentBytes: align(o.SegmentBytes), markInterval: o.MarkInterval, log: o.Logger, dieFunc: o.Die,
+		fs: o.FS, dir: o.FS.PathJoin(o.Dir) /* without a trailing slash */, segmentBytes: align(o.SegmentBytes), markInterval: o.MarkInterval, log: o.Logger, dieFunc: o.Die,
 		quit: make(chan struct{}), first: 1,
 	}
 	s.mark.dirty = make(chan struct{}, 1)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -151,5 +152,61 @@ func TestStoreAndReopen(t *testing.T) {
 	mustClose(t, s)
 	if err := s.StoreLog(entry(521, 3, 0)); !errors.Is(err, ErrClosed) {
 		t.Fatalf("StoreLog after Close: %v", err)
+	}
+}
+
+// counter is a state machine that counts commands.
+type counter struct {
+	applied atomic.Int64
+	sum     atomic.Int64
+}
+
+func (c *counter) Apply(l *raft.Log) any {
+	c.applied.Add(1)
+	return c.sum.Add(int64(len(l.Data)))
+}
+func (c *counter) Snapshot() (raft.FSMSnapshot, error) { return nil, errors.New("no snapshots here") }
+func (c *counter) Restore(io.ReadCloser) error         { return errors.New("no snapshots here") }
+
+// TestRaft runs raft itself on a guarded store: bootstrap, elections, appends, restarts with replay, and a power cut.
+func TestRaft(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	const rounds, commands = 3, 40
+	for round := range rounds {
+		s := mustOpen(t, testOptions(fs))
+		var c counter
+		g := Guard(s, GuardOptions{
+			Durable: func() uint64 { return 0 }, Applied: func() uint64 { return uint64(c.applied.Load()) },
+			Die: func(reason string, err error) { panic(fmt.Sprint(reason, ": ", err)) }, Logger: quiet,
+		})
+		conf := raft.DefaultConfig()
+		conf.LocalID, conf.LogOutput = "a", io.Discard
+		conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = 20*time.Millisecond, 20*time.Millisecond, 20*time.Millisecond
+		addr, trans := raft.NewInmemTransport("a")
+		snaps := raft.NewDiscardSnapshotStore()
+		if round == 0 {
+			must(t, raft.BootstrapCluster(conf, g, g, snaps, trans, raft.Configuration{Servers: []raft.Server{{ID: "a", Address: addr}}}))
+		} else if has, err := raft.HasExistingState(g, g, snaps); err != nil || !has {
+			t.Fatalf("round %d: existing state %v: %v", round, has, err)
+		}
+		r, err := raft.NewRaft(conf, &c, g, g, snaps, trans)
+		must(t, err)
+		for r.State() != raft.Leader {
+			time.Sleep(time.Millisecond)
+		}
+		must(t, r.Barrier(time.Minute).Error())
+		if n := c.applied.Load(); n != int64(round*commands) {
+			t.Fatalf("round %d: %d commands replayed, want %d", round, n, round*commands)
+		}
+		for i := range commands {
+			must(t, r.Apply(make([]byte, i*100), time.Minute).Error())
+		}
+		must(t, r.Shutdown().Error())
+		if n := c.sum.Load(); n != int64((round+1)*100*commands*(commands-1)/2) {
+			t.Errorf("round %d: state is %d", round, n)
+		}
+		after := fs.CrashClone(vfs.CrashCloneCfg{})
+		mustClose(t, s)
+		fs = after
 	}
 }

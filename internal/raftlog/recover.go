@@ -13,6 +13,9 @@ import (
 // name is a complete store, whatever interrupted its creation.
 const newSuffix = ".new"
 
+// dirMode keeps others out: entries hold the bodies of events.
+const dirMode = 0o700
+
 // windowBytes is the read size of recovery: batches are read in runs, not one call each.
 const windowBytes = 256 << 10
 
@@ -51,7 +54,7 @@ func (s *Store) create() error {
 	if err := s.fs.RemoveAll(dir); err != nil {
 		return err
 	}
-	if err := s.fs.MkdirAll(dir, 0o755); err != nil {
+	if err := s.fs.MkdirAll(dir, dirMode); err != nil {
 		return err
 	}
 	write := func(name string, size int64, blocks ...[]byte) error {
@@ -100,7 +103,7 @@ func mkdirAll(fs vfs.FS, dir string) error {
 	if err := mkdirAll(fs, parent); err != nil {
 		return err
 	}
-	if err := fs.MkdirAll(dir, 0o755); err != nil {
+	if err := fs.MkdirAll(dir, dirMode); err != nil {
 		return err
 	}
 	return syncDir(fs, parent)
