@@ -234,16 +234,18 @@ func TestOtherAnswers(t *testing.T) {
 func TestOtherBatches(t *testing.T) {
 	l := newLedger(t)
 	for name, alter := range map[string]func(*ledgerv1.BatchAppendResponse){
-		"two results swapped":      func(m *ledgerv1.BatchAppendResponse) { m.Results[0], m.Results[1] = m.Results[1], m.Results[0] },
-		"a result left out":        func(m *ledgerv1.BatchAppendResponse) { m.Results = m.Results[1:] },
-		"a result too many":        func(m *ledgerv1.BatchAppendResponse) { m.Results = append(m.Results, m.Results[0]) },
-		"no run":                   func(m *ledgerv1.BatchAppendResponse) { m.Runs = nil },
-		"a run twice":              func(m *ledgerv1.BatchAppendResponse) { m.Runs = append(m.Runs, m.Runs[0]) },
-		"a run with more leaves":   func(m *ledgerv1.BatchAppendResponse) { m.Runs[0].Count++ },
-		"a run with fewer leaves":  func(m *ledgerv1.BatchAppendResponse) { m.Runs[0].Count-- },
-		"a huge run":               func(m *ledgerv1.BatchAppendResponse) { m.Runs[0].Count = 1 << 62 },
-		"a run that wraps around":  func(m *ledgerv1.BatchAppendResponse) { m.Runs[0].FirstIndex = ^uint64(0) - 1 },
-		"hashes left and right":    func(m *ledgerv1.BatchAppendResponse) { m.Runs[0].Left, m.Runs[0].Right = m.Runs[0].Right, m.Runs[0].Left },
+		"two results swapped":     func(m *ledgerv1.BatchAppendResponse) { m.Results[0], m.Results[1] = m.Results[1], m.Results[0] },
+		"a result left out":       func(m *ledgerv1.BatchAppendResponse) { m.Results = m.Results[1:] },
+		"a result too many":       func(m *ledgerv1.BatchAppendResponse) { m.Results = append(m.Results, m.Results[0]) },
+		"no run":                  func(m *ledgerv1.BatchAppendResponse) { m.Runs = nil },
+		"a run twice":             func(m *ledgerv1.BatchAppendResponse) { m.Runs = append(m.Runs, m.Runs[0]) },
+		"a run with more leaves":  func(m *ledgerv1.BatchAppendResponse) { m.Runs[0].Count++ },
+		"a run with fewer leaves": func(m *ledgerv1.BatchAppendResponse) { m.Runs[0].Count-- },
+		"a huge run":              func(m *ledgerv1.BatchAppendResponse) { m.Runs[0].Count = 1 << 62 },
+		"a run that wraps around": func(m *ledgerv1.BatchAppendResponse) { m.Runs[0].FirstIndex = ^uint64(0) - 1 },
+		"hashes left and right": func(m *ledgerv1.BatchAppendResponse) {
+			m.Runs[0].Left, m.Runs[0].Right = m.Runs[0].Right, m.Runs[0].Left
+		},
 		"a short hash":             func(m *ledgerv1.BatchAppendResponse) { m.Runs[0].Left[0] = m.Runs[0].Left[0][1:] },
 		"keys of another event":    func(m *ledgerv1.BatchAppendResponse) { m.Results[0].BodyKeys = m.Results[1].BodyKeys },
 		"a key left out":           func(m *ledgerv1.BatchAppendResponse) { m.Results[0].BodyKeys = m.Results[0].BodyKeys[1:] },

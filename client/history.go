@@ -18,6 +18,9 @@ const (
 	maxSampled = 16
 )
 
+// keptPast is how many trees are known after seen has moved on: more than there are commands in flight.
+const keptPast = 64
+
 // point is a tree that the log has signed. Of the note only a reference is kept.
 type point struct {
 	size uint64
@@ -36,6 +39,7 @@ type history struct {
 	seen point             // newest tree that extends everything remembered
 	open map[uint64]point  // signed trees, by size, that are not connected with seen yet
 	next map[uint64]extend // by size of the older tree: what receipts' own proofs showed
+	past []point           // what seen was before, oldest first: answers that were overtaken are still of these
 }
 
 // extend says that tree extends one of the given root.
@@ -50,20 +54,21 @@ func newHistory(seen point) history {
 
 // add takes note of a signed tree and of what its proof showed about an older one. The error is a fork, with both notes.
 func (h *history) add(p point, from prefix) error {
-	if h.seen.size == p.size {
-		if h.seen.root != p.root {
-			return fork(h.seen, p)
+	connected := false
+	for _, known := range append(h.past, h.seen) {
+		if known.size == p.size && known.root != p.root || known.size == from.size && known.root != from.root {
+			return fork(known, p)
 		}
-		return h.extends(h.seen, p, from)
+		connected = connected || known.size == p.size
+	}
+	if connected {
+		return nil
 	}
 	if o, ok := h.open[p.size]; ok && o.root != p.root {
 		return fork(o, p)
 	}
 	if o, ok := h.open[from.size]; ok && o.root != from.root {
 		return fork(o, p)
-	}
-	if err := h.extends(h.seen, p, from); err != nil {
-		return err
 	}
 	h.open[p.size] = p
 	h.next[from.size] = extend{from.root, p}
@@ -77,18 +82,19 @@ func (h *history) add(p point, from prefix) error {
 		}
 		delete(h.next, h.seen.size)
 		if n.tree.size > h.seen.size {
-			h.seen = n.tree
+			h.move(n.tree)
 			delete(h.open, h.seen.size)
 		}
 	}
 }
 
-// extends compares a known tree with what the proof of p showed about the tree of that size.
-func (h *history) extends(known, p point, from prefix) error {
-	if known.size == from.size && known.root != from.root {
-		return fork(known, p)
+// move makes a tree that extends seen the one that is seen.
+func (h *history) move(p point) {
+	if len(h.past) == keptPast {
+		h.past = append(h.past[:0], h.past[1:]...)
 	}
-	return nil
+	h.past = append(h.past, h.seen)
+	h.seen = p
 }
 
 // sample returns the points that a check proves: the newest first, then some of the others.
@@ -113,7 +119,7 @@ func (h *history) checked(base, newest point, waited []uint64) {
 	}
 	switch {
 	case h.seen.size == base.size && newest.size > base.size:
-		h.seen = newest
+		h.move(newest)
 	case newest.size > h.seen.size: // seen moved on meanwhile: both extend base, which does not yet say that they agree
 		h.open[newest.size] = newest
 	}

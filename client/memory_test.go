@@ -61,8 +61,11 @@ func TestForkIsDetectedAtFirstContact(t *testing.T) {
 			}
 
 			for op, do := range map[string]func(*Client) error{
-				"append":     func(c *Client) error { _, err := c.Append(t.Context(), "", event("victim")); return err },
-				"batch":      func(c *Client) error { _, err := c.AppendBatch(t.Context(), "", []*lineage.Event{event("v")}); return err },
+				"append": func(c *Client) error { _, err := c.Append(t.Context(), "", event("victim")); return err },
+				"batch": func(c *Client) error {
+					_, err := c.AppendBatch(t.Context(), "", []*lineage.Event{event("v")})
+					return err
+				},
 				"receipt":    func(c *Client) error { _, _, err := c.Receipt(t.Context(), "", AtIndex(1)); return err },
 				"checkpoint": func(c *Client) error { _, err := c.Checkpoint(t.Context(), ""); return err },
 				"find": func(c *Client) error {
