@@ -157,18 +157,13 @@ func (d *directory) start() error {
 	// These come into being after FORMAT, so whoever has one of them was a ledger and must not be thrown away.
 	for _, name := range []string{stateDir, signerDir} {
 		if slices.Contains(names, name) {
-			return fmt.Errorf("%w: %s holds a ledger (%s) whose file %s is missing; put it back from a copy", ErrFormat, d.path, name, formatFile)
+			return fmt.Errorf("%w: %s holds %s/ but no %s: put that file back from where this directory was copied or restored", ErrFormat, d.path, name, formatFile)
 		}
 	}
 	ours := []string{lockFile, secretFile, raftDir}
 	for _, name := range names {
 		if !slices.Contains(ours, name) && !strings.HasPrefix(name, ".") && !strings.HasSuffix(name, temporarySuffix) {
 			return fmt.Errorf("%w: %s is neither empty nor a ledger (it holds %q); name another directory", ErrFormat, d.path, name)
-		}
-	}
-	for _, name := range []string{stateDir, signerDir} {
-		if slices.Contains(names, name) {
-			return fmt.Errorf("%w: %s holds %s/ but no %s: put that file back from where this directory was copied or restored", ErrFormat, d.path, name, formatFile)
 		}
 	}
 	if err := d.fs.RemoveAll(d.join(raftDir)); err != nil {
