@@ -8,14 +8,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/spf13/pflag"
 
-	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/ledger"
-	"github.com/provledger/provledger/internal/merkle"
 	"github.com/provledger/provledger/internal/node"
 	"github.com/provledger/provledger/internal/raftlog"
 )
@@ -25,7 +22,7 @@ const inspectCacheBytes = 16 << 20
 
 // runInspect prints what a data directory holds. The directory is locked while it is looked at; the state store is opened read-only,
 // and the raft log as the next start would open it.
-func runInspect(_ context.Context, args []string, stdout, stderr io.Writer, exit func(int)) int {
+func runInspect(ctx context.Context, args []string, stdout, stderr io.Writer, exit func(int)) int {
 	fs := pflag.NewFlagSet("ledgerd inspect", pflag.ContinueOnError)
 	fs.SetOutput(stderr)
 	verify := fs.Bool("verify", false, "hash every entry of every log again and compare with what is recorded")
@@ -50,7 +47,7 @@ func runInspect(_ context.Context, args []string, stdout, stderr io.Writer, exit
 			fmt.Fprintf(stderr, "ledgerd inspect: %s: %v\n", reason, err)
 			exit(exitFailed)
 		}
-		err = errors.Join(in.run(*verify), release())
+		err = errors.Join(in.run(ctx, *verify), release())
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "ledgerd inspect: %v\n", err)
@@ -72,7 +69,7 @@ type inspection struct {
 
 func (in *inspection) printf(format string, args ...any) { fmt.Fprintf(in.out, format, args...) }
 
-func (in *inspection) run(verify bool) (err error) {
+func (in *inspection) run(ctx context.Context, verify bool) (err error) {
 	in.printf("directory   %s\nformat      %d\ncluster     %s\nnode        %s\n", in.dir, in.id.Format, in.id.ClusterID, in.id.NodeID)
 	first, last, err := in.raftLog()
 	if err != nil {
@@ -106,14 +103,14 @@ func (in *inspection) run(verify bool) (err error) {
 		}
 		in.printf("log         %s: number %d, %d entries, root %s\n            origin %s\n            key    %s\n",
 			g.Name, g.Number, t.Head().Size, t.Head().Root, g.Origin, g.VKey)
-		if !verify {
-			continue
-		}
-		if err := verifyLog(l, g, t); err != nil {
-			return fmt.Errorf("log %s: %w", g.Name, err)
-		}
-		in.printf("            verified: every entry, body, tile and event id\n")
 	}
+	if !verify {
+		return nil
+	}
+	if err := l.Check(ctx); err != nil {
+		return err
+	}
+	in.printf("verified    every entry, body, tile, root and event id\n")
 	return nil
 }
 
@@ -136,64 +133,4 @@ func (in *inspection) raftLog() (first, last uint64, err error) {
 	}
 	in.printf("raft log    entries %d to %d, %d MiB\n", first, last, s.Bytes()>>20)
 	return first, last, nil
-}
-
-// verifyLog hashes every stored entry again, opens every body, and compares tiles, head and event ids with what comes out.
-func verifyLog(l *ledger.Ledger, g ledger.Log, t *ledger.Tree) error {
-	ids, err := l.EventIDs(g.Number)
-	if err != nil {
-		return err
-	}
-	defer ids.Close()
-	edge := merkle.NewEdge()
-	var bad error
-	err = l.Entries(g.Number, 0, t.Head().Size, true, func(e *ledger.Entry) error {
-		if e.Index != edge.Size() {
-			return fmt.Errorf("entry %d comes after %d entries", e.Index, edge.Size())
-		}
-		edge.Append(merkle.LeafHash(e.Leaf), func(full merkle.Tile) {
-			stored, err := t.ReadTile(full.ID, merkle.TileWidth)
-			if err == nil && !slices.Equal(stored, full.Hashes[:]) {
-				err = fmt.Errorf("tile %d at level %d is not that of the entries below it", full.ID.Index, full.ID.Level)
-			}
-			bad = errors.Join(bad, err)
-		})
-		if bad != nil {
-			return bad
-		}
-		if g.Kind != lineage.LineageLog {
-			return nil
-		}
-		return verifyEntry(ids, e)
-	})
-	if err != nil {
-		return err
-	}
-	if edge.Size() != t.Head().Size || edge.Root() != t.Head().Root {
-		return fmt.Errorf("the head says %d entries with root %s, the entries are %d with root %s", t.Head().Size, t.Head().Root, edge.Size(), edge.Root())
-	}
-	return nil
-}
-
-func verifyEntry(ids *ledger.EventIDs, e *ledger.Entry) error {
-	leaf, err := lineage.ParseLeaf(e.Leaf)
-	if err != nil {
-		return fmt.Errorf("entry %d: %w", e.Index, err)
-	}
-	if !e.Erased {
-		if err := lineage.OpenBody(leaf, e.Body); err != nil {
-			return fmt.Errorf("entry %d: %w", e.Index, err)
-		}
-	}
-	if leaf.Kind == lineage.KindControl {
-		return nil
-	}
-	at, ok, err := ids.Lookup(leaf.EventID, leaf.Principal)
-	if err != nil {
-		return err
-	}
-	if !ok || at != e.Index {
-		return fmt.Errorf("entry %d: event id %s leads to %d (found: %v)", e.Index, leaf.EventID, at, ok)
-	}
-	return nil
 }
