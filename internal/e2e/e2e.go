@@ -1,0 +1,9 @@
+// Package e2e tests ledgerd and ledgerctl from outside: real processes, real ports, real signals, a real disk.
+//
+// The tests believe nothing that the processes say. Producers write down what they sent, what came back, and when; an auditor reads
+// the whole log, hashes it with code of its own (and transparency-dev/merkle), and holds it against what was written down: the
+// invariants S1 to S10 of docs/reliability.md. Processes are killed with SIGKILL at random moments in between.
+//
+// Runs are short by default. PROVLEDGER_E2E=full makes them long, PROVLEDGER_E2E_ROUNDS sets the number of kills, and
+// PROVLEDGER_E2E_SEED repeats a run that failed, as far as real processes can be repeated.
+package e2e
