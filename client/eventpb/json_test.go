@@ -118,9 +118,6 @@ func TestParseJSONRefuses(t *testing.T) {
 
 // FuzzParseJSON: what is accepted is written back as JSON that says the same, in one form.
 func FuzzParseJSON(f *testing.F) {
-	f.Add([]byte(goldenJSON))
-	f.Add([]byte(`{"event_id":"01890A5D-AC96-774B-BCCE-B302099A8057","lifecycle":7,"source":0,"references":[{"name":{}}]}`))
-	f.Add([]byte(`{"attestation":"\ud83d\ude00","entries":[1,"2"],"documents":[{"content":"-_8"}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, err := ParseJSON(b)
 		if err != nil {

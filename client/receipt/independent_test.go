@@ -25,15 +25,6 @@ type independent struct {
 	key    ed25519.PublicKey
 }
 
-var layout = regexp.MustCompile(`^\{
-  "mediaType": "application/vnd\.provledger\.receipt\.v1\+json",
-  "leaf": "([A-Za-z0-9+/=]*)",
-  "bodyState": "(opened|withheld|erased)",
-  "body": \[((?:,?\n    \{"part": [0-9]+, "key": "[A-Za-z0-9+/=]{44}", "content": "[A-Za-z0-9+/=]*"\})*)(?:\n  )?\],
-  "proof": "((?:[^"\\\x00-\x1f]|\\["\\n])*)"
-\}
-$`)
-
 var partLine = regexp.MustCompile(`^(,?)\n    \{"part": (0|[1-9][0-9]*), "key": "([^"]*)", "content": "([^"]*)"\}`)
 
 type opening struct {
@@ -52,21 +43,30 @@ func (v independent) verify(file []byte) error {
 	if !utf8.Valid(file) {
 		return errors.New("not UTF-8")
 	}
-	m := layout.FindStringSubmatch(string(file))
-	if m == nil {
+	rest, ok := strings.CutPrefix(string(file), "{\n  \"mediaType\": \"application/vnd.provledger.receipt.v1+json\",\n  \"leaf\": \"")
+	encoded, rest, ok2 := strings.Cut(rest, "\",\n  \"bodyState\": \"")
+	state, rest, ok3 := strings.Cut(rest, "\",\n  \"body\": [")
+	parts, rest, ok4 := strings.Cut(rest, "],\n  \"proof\": \"")
+	escaped, ok5 := strings.CutSuffix(rest, "\"\n}\n")
+	if !ok || !ok2 || !ok3 || !ok4 || !ok5 || state != "opened" && state != "withheld" && state != "erased" {
 		return errors.New("not in the layout")
 	}
-	leaf, err := strictBase64(m[1])
+	leaf, err := strictBase64(encoded)
 	if err != nil {
 		return err
 	}
+	if parts != "" {
+		if parts, ok = strings.CutSuffix(parts, "\n  "); !ok || parts == "" {
+			return errors.New("body not in the layout")
+		}
+	}
 	var body []opening
-	for rest := m[3]; rest != ""; {
-		p := partLine.FindStringSubmatch(rest)
+	for parts != "" {
+		p := partLine.FindStringSubmatch(parts)
 		if p == nil || (p[1] == ",") != (len(body) > 0) {
 			return errors.New("body not in the layout")
 		}
-		rest = rest[len(p[0]):]
+		parts = parts[len(p[0]):]
 		n, err := strconv.ParseUint(p[2], 10, 8)
 		if err != nil {
 			return err
@@ -80,13 +80,13 @@ func (v independent) verify(file []byte) error {
 		}
 		body = append(body, o)
 	}
-	if closing := strings.Contains(string(file), "\n  ],\n"); closing != (len(body) > 0) {
-		return errors.New("body not in the layout")
-	}
-	if m[2] != "opened" && len(body) > 0 {
+	if state != "opened" && len(body) > 0 {
 		return errors.New("parts of a body that is not opened")
 	}
-	proof := strings.NewReplacer(`\"`, `"`, `\\`, `\`, `\n`, "\n").Replace(m[4])
+	proof, err := unescape(escaped)
+	if err != nil {
+		return err
+	}
 	index, err := v.proof(leaf, proof)
 	if err != nil {
 		return err
@@ -95,10 +95,30 @@ func (v independent) verify(file []byte) error {
 	if err != nil {
 		return err
 	}
-	if m[2] == "opened" {
+	if state == "opened" {
 		return openings(commitments, body)
 	}
 	return nil
+}
+
+func unescape(s string) (string, error) {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '"' || c < 0x20 || c == '\\' && i+1 == len(s):
+			return "", errors.New("proof not in the layout")
+		case c != '\\':
+			b.WriteByte(c)
+		default:
+			i++
+			j := strings.IndexByte(`"\n`, s[i])
+			if j < 0 {
+				return "", errors.New("other escape")
+			}
+			b.WriteByte("\"\\\n"[j])
+		}
+	}
+	return b.String(), nil
 }
 
 // proof checks a tlog-proof and returns the index that it proves the leaf to have.

@@ -174,8 +174,11 @@ func flipAll(t *testing.T, name string, f []byte, policy *Policy, check independ
 	if name == "extra" {
 		unneeded = bytes.LastIndex(f, []byte("—"))
 	}
-	passed := 0
-	for bit := range 8 * len(f) {
+	passed, step := 0, 1
+	if testing.Short() {
+		step = 7
+	}
+	for bit := 0; bit < 8*len(f); bit += step {
 		flipped := bytes.Clone(f)
 		flipped[bit/8] ^= 1 << (bit % 8)
 		got := VerifyFile(flipped, policy, nil, Require{})
