@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// Ingest checks every value of the raw table, drops repeated rows and writes numbers in their shortest form.
+// Ingest checks every value of the raw table, drops repeated rows and writes all as numbers, in their shortest form.
 func Ingest(raw, clean string) error {
 	t, err := readTable(raw)
 	if err != nil {

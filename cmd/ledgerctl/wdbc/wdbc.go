@@ -28,8 +28,16 @@ var Data []byte
 //go:embed NOTICE
 var Notice []byte
 
-// label is the name of the last column.
-const label = "diagnosis"
+// The last column has the class: in the raw table as a word, in the tables that Ingest and Split write as a number.
+const (
+	rawLabel   = "diagnosis" // malignant, benign
+	cleanLabel = "malignant" // 1, 0
+)
+
+var classes = map[string]map[string]float64{
+	rawLabel:   {"malignant": 1, "benign": 0},
+	cleanLabel: {"1": 1, "0": 0},
+}
 
 // table is a data set in memory. A row's class is 1 for malignant: what the model looks for.
 type table struct {
@@ -59,8 +67,9 @@ func parseTable(raw []byte) (*table, error) {
 		return nil, errors.New("no rows")
 	}
 	last := len(records[0]) - 1
-	if last < 1 || records[0][last] != label {
-		return nil, fmt.Errorf("the last column must be %q", label)
+	label := records[0][max(last, 0)]
+	if last < 1 || classes[label] == nil {
+		return nil, fmt.Errorf("the last column must be %q or %q", rawLabel, cleanLabel)
 	}
 	t := &table{features: records[0][:last]}
 	for i, record := range records[1:] {
@@ -72,9 +81,9 @@ func parseTable(raw []byte) (*table, error) {
 			}
 			row[j] = v
 		}
-		class, ok := map[string]float64{"malignant": 1, "benign": 0}[record[last]]
+		class, ok := classes[label][record[last]]
 		if !ok {
-			return nil, fmt.Errorf("row %d: %s is %q, neither malignant nor benign", i+1, label, record[last])
+			return nil, fmt.Errorf("row %d: %q is no %s", i+1, record[last], label)
 		}
 		t.x, t.y = append(t.x, row), append(t.y, class)
 	}
@@ -84,7 +93,7 @@ func parseTable(raw []byte) (*table, error) {
 func (t *table) write(path string) error {
 	var b bytes.Buffer
 	w := csv.NewWriter(&b)
-	record := append(append([]string(nil), t.features...), label)
+	record := append(append([]string(nil), t.features...), cleanLabel)
 	if err := w.Write(record); err != nil {
 		return err
 	}
@@ -92,7 +101,7 @@ func (t *table) write(path string) error {
 		for j, v := range row {
 			record[j] = strconv.FormatFloat(v, 'g', -1, 64)
 		}
-		record[len(row)] = [...]string{"benign", "malignant"}[int(t.y[i])]
+		record[len(row)] = strconv.FormatFloat(t.y[i], 'g', -1, 64)
 		if err := w.Write(record); err != nil {
 			return err
 		}

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"errors"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/provledger/provledger/client"
+)
+
+// advice says what to do next about an error, if there is something to do.
+func advice(err error) string {
+	switch {
+	case errors.Is(err, client.ErrOtherLedger):
+		return "The ledger there was replaced. If that was meant, remove what is remembered about it: see --state-dir."
+	case errors.Is(err, client.ErrFork), errors.Is(err, client.ErrRollback):
+		return "Do not rely on this ledger: it contradicts what it signed before (a restored copy, or a manipulation). Keep the state directory as evidence."
+	case errors.Is(err, client.ErrOtherKey):
+		return "The ledger signs with another key than before. If the key was changed on purpose, pin the new one with --trust."
+	case errors.Is(err, errBusy):
+		return "Another process has the ledger open. Wait for it, raise --lock-timeout, or talk to the daemon with --ledger HOST:PORT."
+	}
+	var s interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &s) {
+		switch s.GRPCStatus().Code() {
+		case codes.Unavailable, codes.DeadlineExceeded:
+			return "Is ledgerd running there? Start one with `ledgerd`, or use a directory: --ledger ./.ledger needs no daemon."
+		case codes.AlreadyExists:
+			return "That id was recorded before with other content. An id is for one event: choose a new one."
+		}
+	}
+	return ""
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/provledger/provledger/client"
+	"github.com/provledger/provledger/client/artifact"
+	"github.com/provledger/provledger/client/lineage"
+)
+
+// undelivered is why an event is in the spool and not, or not provably, in the ledger.
+type undelivered struct {
+	path string
+	err  error
+}
+
+func (e *undelivered) Error() string { return e.err.Error() }
+func (e *undelivered) Unwrap() error { return e.err }
+
+// deliver records an event by way of the spool: nothing is lost when the ledger is unreachable, full, busy, or the power goes.
+func (a *app) deliver(ctx context.Context, to target, log string, e *lineage.Event) (*client.Recorded, error) {
+	if err := e.Validate(); err != nil {
+		return nil, err // it would stay in the spool for ever
+	}
+	s, err := a.spool()
+	if err != nil {
+		return nil, err
+	}
+	path, err := s.put(to, log, e)
+	if err != nil {
+		// Without a spool there is still the ledger itself.
+		a.note("warning: %v", err)
+	}
+	r, err := a.record(ctx, to, log, e)
+	if err != nil {
+		return nil, &undelivered{path, err}
+	}
+	if path != "" {
+		if err := s.done(path); err != nil {
+			a.note("warning: %v", err)
+		}
+	}
+	return r, nil
+}
+
+// record opens the ledger, appends one event and closes it again. No error means that the receipt was verified, and is connected with
+// the checkpoint that is remembered.
+func (a *app) record(ctx context.Context, to target, log string, e *lineage.Event) (r *client.Recorded, err error) {
+	s, err := a.openTarget(ctx, to, true)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		// Closing completes the checks; what it finds counts. Otherwise the receipt is here and a failure to close cleanly undoes nothing.
+		if bad := s.Close(); bad != nil {
+			if _, ok := errors.AsType[*client.UntrustedError](bad); ok && err == nil {
+				r, err = nil, bad
+			} else if err == nil {
+				a.note("warning: recorded, but the ledger did not close cleanly: %v", bad)
+			}
+		}
+	}()
+	return s.Append(ctx, log, e)
+}
+
+// deliveryCode is the exit code of a failed delivery.
+func deliveryCode(err error) int {
+	var e *exitError
+	switch {
+	case errors.As(err, &e):
+		return e.code
+	case isUntrusted(err):
+		return exitNotVerified
+	case refused(err):
+		return exitUnknown
+	}
+	if u, ok := errors.AsType[*undelivered](err); ok && u.path != "" {
+		return exitSpooled
+	}
+	return exitUnknown
+}
+
+func isUntrusted(err error) bool {
+	_, ok := errors.AsType[*client.UntrustedError](err)
+	return ok
+}
+
+// refused reports whether sending the same event again can never succeed.
+func refused(err error) bool {
+	if _, ok := errors.AsType[*lineage.FieldError](err); ok {
+		return true
+	}
+	var s interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &s) {
+		return false
+	}
+	switch s.GRPCStatus().Code() {
+	case codes.InvalidArgument, codes.AlreadyExists, codes.NotFound:
+		return true
+	}
+	return false
+}
+
+// sayUndelivered is loud: somebody relies on the record.
+func (a *app) sayUndelivered(err error) {
+	u, ok := errors.AsType[*undelivered](err)
+	if !ok || u.path == "" {
+		a.note("ledgerctl: NOT RECORDED: %v", err)
+		return
+	}
+	switch {
+	case isUntrusted(err):
+		a.note("ledgerctl: NOT VERIFIED: %v", err)
+	case refused(err):
+		a.note("ledgerctl: NOT RECORDED, the ledger refuses it: %v", err)
+	default:
+		a.note("ledgerctl: NOT RECORDED YET: %v", err)
+	}
+	if hint := advice(err); hint != "" {
+		a.note("  %s", hint)
+	}
+	a.note("  The event is kept in %s", u.path)
+	if !refused(err) {
+		a.note("  Send it later with: ledgerctl record --spool")
+	}
+}
+
+// noteJSON writes one line of JSON to the standard error stream.
+func (a *app) noteJSON(v any) {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // only maps of plain values come here
+	}
+	a.note("%s", raw)
+}
+
+// keepManifest stores a manifest that no body has room for under its digest, and returns the reference that stands for it.
+func (a *app) keepManifest(role lineage.Role, raw []byte) (lineage.Reference, string, error) {
+	s, err := a.spool()
+	if err != nil {
+		return lineage.Reference{}, "", err
+	}
+	dir := filepath.Join(filepath.Dir(s.dir), "manifests")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return lineage.Reference{}, "", err
+	}
+	sum := sha256.Sum256(raw)
+	path := filepath.Join(dir, fmt.Sprintf("%x.json", sum))
+	f := lineage.Reference{
+		Role: role, Kind: lineage.DocumentKind, Known: lineage.Computed, Digest: lineage.Digest{Algorithm: lineage.SHA256, Value: string(sum[:])},
+		MediaType: artifact.ManifestMediaType, Size: int64(len(raw)),
+	}
+	return f, path, writeFileSync(path, raw, 0o600)
+}

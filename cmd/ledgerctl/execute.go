@@ -1,0 +1,66 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"time"
+)
+
+// Exit codes of shells for a command that could not be started.
+const (
+	exitNotExecutable = 126
+	exitNotFound      = 127
+)
+
+// execution is what a command did.
+type execution struct {
+	start, end time.Time
+	code       int    // as a shell reports it: 128+n if signal n ended the command
+	signal     string // name of that signal
+}
+
+// execute runs a command to its end with our streams. Signals that we get go to it, so that stopping us stops the work, which is then
+// recorded as stopped. An error means that the command never ran.
+func (a *app) execute(path string, argv, env []string) (*execution, error) {
+	c := exec.Command(path, argv[1:]...)
+	c.Args = argv
+	c.Env = env
+	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout, a.stderr
+	// From here to the end nothing must end us before the command: who would record it?
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, forwarded()...)
+	defer signal.Stop(signals)
+	x := &execution{start: time.Now()}
+	if err := c.Start(); err != nil {
+		return nil, &exitError{startCode(err), err}
+	}
+	attended := isTerminal(a.stdin)
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait() }()
+	for {
+		select {
+		case s := <-signals:
+			if !attended || !fromTerminal(s) {
+				deliver(c, s)
+			}
+		case err := <-ended:
+			x.end = time.Now()
+			if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+				a.note("warning: %v", err) // a stream was not copied to its end; how the command ended still counts
+			}
+			x.code, x.signal = exitStatus(c.ProcessState)
+			return x, nil
+		}
+	}
+}
+
+// startCode is what a shell says of a command that does not start.
+func startCode(err error) int {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
+		return exitNotFound
+	}
+	return exitNotExecutable
+}

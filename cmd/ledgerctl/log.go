@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/provledger/provledger/client"
+)
+
+func (a *app) logCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "log",
+		Short:   "Create, list and describe logs",
+		Long:    "A ledger has many logs, each a tree with an origin and a key. main is the default; system holds the ledger's own entries.",
+		Example: "  ledgerctl log list\n  ledgerctl log create fraud-team",
+		Args:    exactly(0, "one of create, list, get"),
+		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(&cobra.Command{
+		Use:     "create NAME",
+		Short:   "Create a lineage log",
+		Example: "  ledgerctl log create fraud-team",
+		Args:    exactly(1, "one name"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.withLedger(c, true, func(s *session) error {
+				l, err := s.CreateLog(c.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return a.printLogs([]*client.Log{l}, true)
+			})
+		},
+	}, &cobra.Command{
+		Use:     "list",
+		Short:   "List the logs",
+		Example: "  ledgerctl log list -o json",
+		Args:    exactly(0, "no arguments"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.withLedger(c, false, func(s *session) error {
+				var logs []*client.Log
+				for l, err := range s.Logs(c.Context()) {
+					if err != nil {
+						return err
+					}
+					logs = append(logs, l)
+				}
+				return a.printLogs(logs, false)
+			})
+		},
+	}, &cobra.Command{
+		Use:     "get NAME",
+		Short:   "Describe one log",
+		Example: "  ledgerctl log get main",
+		Args:    exactly(1, "one name"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.withLedger(c, false, func(s *session) error {
+				l, err := s.Log(c.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return a.printLogs([]*client.Log{l}, true)
+			})
+		},
+	})
+	return c
+}
+
+// withLedger opens the ledger for f and closes it again. What closing finds out counts.
+func (a *app) withLedger(c *cobra.Command, create bool, f func(*session) error) error {
+	s, err := a.openLedger(c.Context(), create)
+	if err != nil {
+		return err
+	}
+	err = f(s)
+	if bad := s.Close(); err == nil {
+		err = bad
+	}
+	return err
+}
+
+type logView struct {
+	Name     string `json:"name"`
+	Number   uint32 `json:"number"`
+	Kind     string `json:"kind"`
+	Origin   string `json:"origin"`
+	VKey     string `json:"vkey"`
+	TreeSize uint64 `json:"treeSize"`
+}
+
+func (a *app) printLogs(logs []*client.Log, one bool) error {
+	views := []logView{}
+	rows := [][]string{{"NAME", "KIND", "ENTRIES", "ORIGIN", "KEY"}}
+	for _, l := range logs {
+		views = append(views, logView{l.Name, l.Number, l.Kind.String(), l.Origin, l.VKey, l.TreeSize})
+		rows = append(rows, []string{plain(l.Name), l.Kind.String(), fmt.Sprint(l.TreeSize), plain(l.Origin), plain(l.VKey)})
+	}
+	switch {
+	case a.json() && one:
+		return a.printJSON(views[0])
+	case a.json():
+		return a.printJSON(views)
+	}
+	return table(a.stdout, rows)
+}

@@ -1,0 +1,323 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"os/user"
+	"path/filepath"
+	"time"
+
+	"github.com/provledger/provledger/client/artifact"
+	"github.com/provledger/provledger/client/lineage"
+)
+
+const (
+	// runMediaType names the document that run puts into the body: a JSON object with the members of runDocument.
+	runMediaType = "application/vnd.provledger.run.v1+json"
+	runDocName   = "run.json"
+
+	// maxMetricsFile is how large a metrics file may be, in bytes: it shares the body (1 MiB) with up to 768 KiB of manifests.
+	maxMetricsFile = 128 << 10
+)
+
+// runDocument is what the body says of a run: everything with a name, a host or a person in it.
+type runDocument struct {
+	Tool      string             `json:"tool"`
+	Argv      []string           `json:"argv,omitempty"`
+	StartedAt string             `json:"startedAt"`
+	EndedAt   string             `json:"endedAt"`
+	ExitCode  int                `json:"exitCode"`
+	Signal    string             `json:"signal,omitempty"`
+	Directory string             `json:"directory,omitempty"`
+	Host      string             `json:"host,omitempty"`
+	User      string             `json:"user,omitempty"`
+	Git       *gitState          `json:"git,omitempty"`
+	Env       map[string]string  `json:"env,omitempty"`
+	Params    map[string]string  `json:"params,omitempty"`
+	Metrics   map[string]float64 `json:"metrics,omitempty"`
+	Changed   []changedInput     `json:"changedInputs,omitempty"`
+	Missing   []string           `json:"missingOutputs,omitempty"`
+	Untouched []string           `json:"untouchedOutputs,omitempty"`
+	Manifests []manifestLink     `json:"manifests,omitempty"`
+}
+
+// changedInput is an input whose bytes were other when the run ended.
+type changedInput struct {
+	Path   string `json:"path"`
+	Before string `json:"before"`
+	After  string `json:"after,omitempty"` // empty if it could not be read again
+	Reason string `json:"reason,omitempty"`
+}
+
+// manifestLink says which artifact holds the manifest of a directory, if it is too large for a body.
+type manifestLink struct {
+	DirHash string `json:"dirHash"`
+	SHA256  string `json:"sha256"`
+	Size    int64  `json:"size"`
+}
+
+// runRecord is a run on its way into an event.
+type runRecord struct {
+	app         *app
+	to          target
+	redact      *redactor
+	event       *lineage.Event
+	doc         runDocument
+	inputs      []*runInput
+	outputs     []*runOutput
+	metricsFile string
+	x           *execution
+	incomplete  bool // the command succeeded, the record lacks something that was asked for
+}
+
+type runInput struct {
+	spec *spec
+	was  *artifact.Artifact // nil for a URI
+	ref  lineage.Reference
+}
+
+type runOutput struct {
+	spec *spec
+	was  fs.FileInfo // before the command; nil if it was not there
+	is   *artifact.Artifact
+}
+
+// before hashes the inputs and looks at the outputs. An error means that the command must not run.
+func (r *runRecord) before(ctx context.Context) error {
+	for _, in := range r.inputs {
+		if in.spec.uri != "" {
+			in.ref = in.spec.remote(lineage.Input)
+			continue
+		}
+		var err error
+		if in.was, err = r.app.hash(ctx, in.spec.path); err != nil {
+			return fmt.Errorf("--input %w", err)
+		}
+		if in.ref, err = in.spec.local(lineage.Input, in.was); err != nil {
+			return err
+		}
+	}
+	for _, out := range r.outputs {
+		if out.spec.path != "" {
+			out.was, _ = os.Stat(out.spec.path)
+		}
+	}
+	r.doc.Tool = "ledgerctl " + version()
+	r.doc.Directory, _ = os.Getwd()
+	r.doc.Host, _ = os.Hostname()
+	if u, err := user.Current(); err == nil {
+		r.doc.User = u.Username
+	}
+	r.doc.Git = r.redact.git(ctx)
+	return nil
+}
+
+// local is the reference of something that was hashed here.
+func (x *spec) local(role lineage.Role, a *artifact.Artifact) (lineage.Reference, error) {
+	f := lineage.Reference{
+		Role: role, Kind: x.kind, Purpose: x.purpose, Known: lineage.Computed, Digest: a.Digest, Name: x.name, URI: pathURI(x.path), Size: a.Size,
+	}
+	switch {
+	case x.digest.IsZero():
+	case x.digest.Algorithm != a.Digest.Algorithm:
+		f.Aliases = []lineage.Digest{x.digest}
+	case x.digest != a.Digest:
+		return f, &exitError{exitNotVerified, fmt.Errorf("%s is %s, not %s as digest= says", x.path, a.Digest, x.digest)}
+	}
+	return f, nil
+}
+
+// after completes the event with what the command did. It reports what is wrong and goes on: what happened is to be recorded.
+func (r *runRecord) after(ctx context.Context, x *execution) {
+	r.x = x
+	d := &r.doc
+	d.StartedAt, d.EndedAt = x.start.UTC().Format(time.RFC3339Nano), x.end.UTC().Format(time.RFC3339Nano)
+	d.ExitCode, d.Signal = x.code, x.signal
+	r.event.OccurredAt = x.end.UnixMicro()
+	switch {
+	case x.signal != "":
+		r.event.Action = uint8(lineage.RunAbort)
+	case x.code != 0:
+		r.event.Action = uint8(lineage.RunFail)
+	}
+	for _, in := range r.inputs {
+		r.again(ctx, in)
+		r.event.References = append(r.event.References, in.ref)
+	}
+	for _, out := range r.outputs {
+		r.output(ctx, out)
+	}
+	metrics := r.readMetrics()
+	manifests := r.manifests()
+	raw, err := json.Marshal(d)
+	if err != nil {
+		panic(err) // strings and finite numbers always encode
+	}
+	r.event.Documents = append([]lineage.Document{{MediaType: runMediaType, Name: runDocName, Content: raw}}, append(metrics, manifests...)...)
+}
+
+// again reads an input after the run. Where the same path is an output the run was to change it, and what it became is recorded as that.
+func (r *runRecord) again(ctx context.Context, in *runInput) {
+	if in.was == nil {
+		return
+	}
+	for _, out := range r.outputs {
+		if out.spec.path != "" && filepath.Clean(out.spec.path) == filepath.Clean(in.spec.path) {
+			return
+		}
+	}
+	c := changedInput{Path: in.spec.path, Before: in.was.Digest.String()}
+	now, err := r.app.hash(ctx, in.spec.path)
+	switch {
+	case err != nil:
+		c.Reason = err.Error()
+	case now.Digest == in.was.Digest:
+		return
+	default:
+		c.After = now.Digest.String()
+	}
+	in.ref.Known = lineage.Changed
+	r.doc.Changed = append(r.doc.Changed, c)
+	if err != nil {
+		r.app.note("warning: input %s could not be read again: %v", in.spec.path, err)
+	} else {
+		r.app.note("warning: input %s changed while the command ran: it was %s, it is %s", in.spec.path, c.Before, c.After)
+	}
+}
+
+// output hashes an output. Of a failed command only what it wrote counts: a file of an earlier run is not its work.
+func (r *runRecord) output(ctx context.Context, out *runOutput) {
+	s := out.spec
+	if s.uri != "" {
+		if r.x.code == 0 {
+			r.event.References = append(r.event.References, s.remote(lineage.Output))
+		}
+		return
+	}
+	info, err := os.Stat(s.path)
+	untouched := err == nil && out.was != nil && !info.IsDir() && os.SameFile(out.was, info) &&
+		out.was.Size() == info.Size() && out.was.ModTime().Equal(info.ModTime())
+	if untouched {
+		r.doc.Untouched = append(r.doc.Untouched, s.path)
+	}
+	if r.x.code != 0 && (err != nil || untouched) {
+		return
+	}
+	if err == nil {
+		out.is, err = r.app.hash(ctx, s.path)
+	}
+	var f lineage.Reference
+	if err == nil {
+		f, err = s.local(lineage.Output, out.is)
+	}
+	if err != nil {
+		r.lacks("output %v", err)
+		r.doc.Missing = append(r.doc.Missing, s.path)
+		return
+	}
+	if untouched {
+		r.app.note("warning: output %s was there before and the command did not write it", s.path)
+	}
+	r.event.References = append(r.event.References, f)
+}
+
+// lacks reports that the record misses something that was asked for.
+func (r *runRecord) lacks(format string, args ...any) {
+	r.app.note("warning: "+format, args...)
+	r.incomplete = true
+}
+
+// readMetrics keeps the metrics file byte for byte, and lists its numbers.
+func (r *runRecord) readMetrics() []lineage.Document {
+	if r.metricsFile == "" {
+		return nil
+	}
+	raw, err := os.ReadFile(r.metricsFile)
+	if errors.Is(err, fs.ErrNotExist) && r.x.code != 0 {
+		return nil
+	}
+	if err == nil && len(raw) > maxMetricsFile {
+		err = fmt.Errorf("%s has %d bytes, at most %d are kept; make it an --output", r.metricsFile, len(raw), maxMetricsFile)
+	}
+	var members map[string]any
+	if err == nil {
+		if err = json.Unmarshal(raw, &members); err != nil {
+			err = fmt.Errorf("%s is not a JSON object: %w", r.metricsFile, err)
+		}
+	}
+	if err != nil {
+		r.lacks("metrics: %v", err)
+		return nil
+	}
+	for name, v := range members {
+		if n, ok := v.(float64); ok {
+			if _, ok := r.doc.Metrics[name]; !ok { // --metric goes first
+				r.setMetric(name, n)
+			}
+		}
+	}
+	return []lineage.Document{{MediaType: "application/json", Name: filepath.Base(r.metricsFile), Content: bytes.Clone(raw)}}
+}
+
+// setMetric keeps a metric; what JSON cannot write as a number is left to the metrics file.
+func (r *runRecord) setMetric(name string, n float64) {
+	if math.IsNaN(n) || math.IsInf(n, 0) {
+		r.app.note("warning: metric %s is %v and is left out: JSON has no such number", name, n)
+		return
+	}
+	if r.doc.Metrics == nil {
+		r.doc.Metrics = map[string]float64{}
+	}
+	r.doc.Metrics[name] = n
+}
+
+// manifests returns the manifests of directories as documents, as far as the body has room. A larger one becomes an artifact: it is kept
+// in the state directory, and the event refers to it by digest.
+func (r *runRecord) manifests() (docs []lineage.Document) {
+	seen := map[lineage.Digest]bool{}
+	room := artifact.MaxInlineManifest
+	keep := func(role lineage.Role, x *artifact.Artifact) {
+		if x == nil || x.Manifest == nil || seen[x.Digest] {
+			return
+		}
+		seen[x.Digest] = true
+		raw := x.Manifest.Encode()
+		if len(raw) <= room {
+			room -= len(raw)
+			docs = append(docs, lineage.Document{MediaType: artifact.ManifestMediaType, Name: x.Path, Content: raw})
+			return
+		}
+		f, path, err := r.app.keepManifest(role, raw)
+		if err != nil {
+			r.lacks("the manifest of %s is too large for the record and could not be kept: %v", x.Path, err)
+			return
+		}
+		r.app.note("the manifest of %s (%d files) is too large for the record; it refers to %s", x.Path, len(x.Manifest.Files), path)
+		r.event.References = append(r.event.References, f)
+		r.doc.Manifests = append(r.doc.Manifests, manifestLink{
+			hex.EncodeToString([]byte(x.Digest.Value)), hex.EncodeToString([]byte(f.Digest.Value)), f.Size,
+		})
+	}
+	for _, in := range r.inputs {
+		keep(lineage.Input, in.was)
+	}
+	for _, out := range r.outputs {
+		keep(lineage.Output, out.is)
+	}
+	return docs
+}
+
+func (r *runRecord) changed() []string {
+	var paths []string
+	for _, c := range r.doc.Changed {
+		paths = append(paths, c.Path)
+	}
+	return paths
+}

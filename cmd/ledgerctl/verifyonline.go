@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/provledger/provledger/client"
+	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/client/receipt"
+)
+
+// checkRecorded is the check that only a ledger can answer: it has an entry about the bytes.
+const checkRecorded = "recorded"
+
+// verifyOnline looks each subject up and verifies the receipts that it gets as if they had come in a file.
+func (a *app) verifyOnline(ctx context.Context, subjects []receipt.Subject, req receipt.Require) error {
+	s, err := a.openLedger(ctx, false)
+	if err != nil {
+		return fmt.Errorf("could not tell: %w", err)
+	}
+	results, err := a.lookUp(ctx, s, subjects, req)
+	if bad := s.Close(); err == nil {
+		err = bad
+	}
+	if err != nil {
+		return err
+	}
+	if err := a.printResults(results, len(subjects) == 1); err != nil {
+		return err
+	}
+	worst := receipt.Verified
+	for i := range results {
+		worst = worse(worst, results[i].Outcome)
+	}
+	return outcomeError(worst)
+}
+
+func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject, req receipt.Require) ([]verification, error) {
+	p, err := a.policy()
+	if err != nil {
+		return nil, err
+	}
+	if p == nil {
+		l, err := a.verifiedLog(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		if p, err = receipt.PolicyFor(l.VKey); err != nil {
+			return nil, err
+		}
+	}
+	var results []verification
+	for _, x := range subjects {
+		entries, err := a.find(ctx, s, client.Query{Digests: x.Digests, Members: true})
+		if err != nil {
+			return nil, err
+		}
+		v := verification{Files: []string{x.Name}}
+		c, ok := choose(entries, func(d lineage.Digest) bool { return d == x.Digests[0] })
+		if !ok {
+			v.Result = &receipt.Result{
+				Outcome:    receipt.NotVerified,
+				Checks:     []receipt.Check{{Name: checkRecorded, Outcome: receipt.NotVerified, Detail: fmt.Sprintf("%v (%s)", errNoEntry, x.Digests[0])}},
+				NotChecked: []string{"whether the ledger withholds an entry: absence is the server's word"},
+			}
+			results = append(results, v)
+			continue
+		}
+		r, _, err := s.Receipt(ctx, a.log, client.AtIndex(c.entry.Index))
+		if err != nil {
+			return nil, err
+		}
+		v.Result, v.Choice = receipt.Verify(r, p, []receipt.Subject{x}, req), c.why
+		for _, e := range entries {
+			if e.Index > c.entry.Index {
+				v.Later = append(v.Later, laterEntry{e.Index, e.Leaf.Kind.String(), lineage.ActionText(e.Leaf.Kind, e.Leaf.Action, e.Leaf.PredicateType), timeText(e.Leaf.RecordedAt)})
+			}
+		}
+		results = append(results, v)
+	}
+	return results, nil
+}
+
+// find collects what the client finds.
+func (a *app) find(ctx context.Context, s *session, q client.Query) ([]*client.Entry, error) {
+	var entries []*client.Entry
+	for e, err := range s.Find(ctx, a.log, q) {
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, e)
+	}
+	return entries, nil
+}
