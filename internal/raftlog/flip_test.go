@@ -125,7 +125,7 @@ func TestFlipStorm(t *testing.T) {
 		perFile = 20
 	}
 	if full {
-		seeds, perFile = 10, 2000
+		seeds, perFile = 3, 1000
 	}
 	for seed := range seeds {
 		for _, clean := range []bool{true, false} {

@@ -47,7 +47,7 @@ func TestCrashStormFindsBrokenRules(t *testing.T) {
 			dropSync(func(name string, dir bool) bool { return dir && name == "raft" })},
 		{"no sync of the parent directory", 200, nil,
 			dropSync(func(name string, dir bool) bool { return dir && name == "node" })},
-		{"no sync of a new store's directory", 0, atCreation,
+		{"no sync of a new store's directory", 0, atDirectory,
 			dropSync(func(name string, dir bool) bool { return dir && name == "raft"+newSuffix })},
 		{"a suffix delete leaves no record", 200, nil, editBatch(func(h *segmentHeader, records []record) {
 			if len(records) == 1 && records[0].kind == kindSuffixDelete {
