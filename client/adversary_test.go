@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -262,5 +264,31 @@ func TestOtherBatches(t *testing.T) {
 		if _, ok := errors.AsType[*UntrustedError](err); !ok {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A server that passes one log of a ledger off as another: all proofs are genuine, of the wrong log.
+func TestOneLogForAnother(t *testing.T) {
+	l := newLedger(t)
+	if _, err := l.dial(Options{}).CreateLog(t.Context(), "other"); err != nil {
+		t.Fatal(err)
+	}
+	c := l.dial(Options{}, grpc.WithUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			m := req.(proto.Message).ProtoReflect()
+			for _, name := range []protoreflect.Name{"log", "name"} {
+				if f := m.Descriptor().Fields().ByName(name); f != nil && f.Kind() == protoreflect.StringKind {
+					m.Set(f, protoreflect.ValueOfString("other"))
+				}
+			}
+			err := next(ctx, method, req, reply, cc, opts...)
+			if r, ok := reply.(*ledgerv1.GetLogResponse); ok {
+				r.Log.Name = "main"
+			}
+			return err
+		}))
+	_, err := c.Append(t.Context(), "main", event("x"))
+	if _, ok := errors.AsType[*UntrustedError](err); !ok {
+		t.Errorf("got %v", err)
 	}
 }

@@ -174,3 +174,25 @@ func TestCheckThatWasOvertaken(t *testing.T) {
 		t.Errorf("seen %d with %d waiting: a tree was taken over that is proven against another", h.seen.size, len(h.open))
 	}
 }
+
+// A fork is noticed at once also where the proof speaks of a tree that seen has left behind, and where seen arrives only later at the size
+// that a waiting proof speaks of.
+func TestForksThatProofsShow(t *testing.T) {
+	a, b := newWorld("a", 100), newWorld("b", 100)
+	a.grow("a", 50)
+	b.grow("b", 50)
+	h := newHistory(a.point(105))
+	if err := h.add(a.point(120), a.prefix(t, 105, 120)); err != nil || h.seen.size != 120 {
+		t.Fatalf("seen %d, %v", h.seen.size, err)
+	}
+	if err := h.add(b.point(130), b.prefix(t, 105, 130)); !errors.Is(err, ErrFork) {
+		t.Errorf("a tree beside a past one: %v", err)
+	}
+	h = newHistory(a.point(105))
+	if err := h.add(b.point(130), b.prefix(t, 120, 130)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.add(a.point(120), a.prefix(t, 105, 120)); !errors.Is(err, ErrFork) {
+		t.Errorf("seen arrives where a waiting tree parted: %v", err)
+	}
+}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/client/receipt"
+	"github.com/provledger/provledger/internal/merkle"
 	ledgerv1 "github.com/provledger/provledger/proto/ledger/v1"
 )
 
@@ -376,5 +377,50 @@ func TestMemoryFiles(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(c.memory.dir, "*", ".new-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("temporary files are left: %v, %v", left, err)
+	}
+}
+
+// A server that proves nothing and shows an older tree instead.
+func TestOldTreeAtFirstContact(t *testing.T) {
+	l := newLedger(t)
+	o := Options{StateDir: t.TempDir(), Target: "here"}
+	c := l.dial(o)
+	old, err := c.Checkpoint(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, c, event("x"))
+	mustClose(t, c)
+	c = l.dial(o, mangle(func(_ string, reply any) {
+		if m, ok := reply.(*ledgerv1.GetConsistencyProofResponse); ok {
+			m.Checkpoint, m.SecondSize, m.Hashes = old.Note, old.Size, nil
+		}
+	}))
+	if _, err := c.Append(t.Context(), "", event("y")); !errors.Is(err, ErrRollback) {
+		t.Errorf("got %v, want a rollback", err)
+	}
+}
+
+// Another process was faster and further: its larger tree stays, even if this process has not reached it yet.
+func TestLargerTreeStays(t *testing.T) {
+	l := newLedger(t)
+	o := Options{StateDir: t.TempDir(), Target: "here"}
+	slow, fast := l.dial(o), l.dial(o)
+	mustAppend(t, slow, event("x"))
+	mustAppend(t, fast, event("y"), event("z"))
+	mustClose(t, fast)
+	st := slow.logs["main"]
+	if err := slow.remember(t.Context(), st); err != nil {
+		t.Fatal(err)
+	}
+	if st.seen().size != 4 {
+		t.Errorf("seen is %d: the tree of the other process was not taken over", st.seen().size)
+	}
+	st.history = newHistory(point{2, merkle.Hash{1}, []byte("overtaken meanwhile")})
+	if err := slow.remember(t.Context(), st); err != nil {
+		t.Fatal(err)
+	}
+	if cp, _, err := slow.Remembered(""); err != nil || cp.Size != 4 {
+		t.Errorf("size %d is remembered (%v), want 4", cp.Size, err)
 	}
 }

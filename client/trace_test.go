@@ -222,6 +222,19 @@ func TestTraceCrossesDirectories(t *testing.T) {
 	checkGraph(t, c, g)
 }
 
+// What was made directly needs no directory to explain it.
+func TestTraceDoesNotCrossWithoutNeed(t *testing.T) {
+	c := newLedger(t).dial(Options{})
+	dir, manifest := manifestOf(t, "a", "b")
+	copied := run(lineage.NewID(), lineage.RunComplete, ref(lineage.Input, digest("later")), ref(lineage.Output, dir))
+	copied.Documents = []lineage.Document{manifest}
+	mustAppend(t, c, event("a", "source"), copied)
+	g, err := c.Trace(t.Context(), "", []Ref{{Digest: digest("a")}}, TraceOptions{})
+	if err != nil || len(g.Artifacts) != 2 || len(g.Runs) != 1 {
+		t.Errorf("%s, %v", lines(g, digests("a", "source", "later")), err)
+	}
+}
+
 // A manifest that does not give the digest that it claims proves no membership.
 func TestTraceDoesNotBelieveManifests(t *testing.T) {
 	c := newLedger(t).dial(Options{})
