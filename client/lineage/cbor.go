@@ -54,6 +54,19 @@ func appendDigest(b []byte, d Digest) []byte {
 type reader struct {
 	b   []byte
 	err error
+
+	// all, if set, is a copy of the whole input that b is the rest of: texts and digests are then cut out of it, which is one allocation
+	// for a leaf instead of one each.
+	all string
+}
+
+// string returns p, which was just taken.
+func (r *reader) string(p []byte) string {
+	if r.all == "" {
+		return string(p)
+	}
+	end := len(r.all) - len(r.b)
+	return r.all[end-len(p) : end]
 }
 
 func (r *reader) fail(format string, args ...any) {
@@ -128,7 +141,7 @@ func (r *reader) text(most int) string {
 	if r.err == nil && n > uint64(most) {
 		r.fail("text of %d bytes exceeds %d", n, most)
 	}
-	s := string(r.take(n))
+	s := r.string(r.take(n))
 	if reason := badText(s); reason != "" {
 		r.fail("text %s", reason)
 	}
@@ -165,23 +178,20 @@ func (r *reader) id() (id ID) {
 	return id
 }
 
-func (r *reader) hash() *Hash {
-	p := r.bytes(len(Hash{}))
-	if r.err == nil && len(p) != len(Hash{}) {
+func (r *reader) hash() (h Hash) {
+	p := r.bytes(len(h))
+	if r.err == nil && len(p) != len(h) {
 		r.fail("hash of %d bytes", len(p))
 	}
-	if r.err != nil {
-		return nil
-	}
-	h := Hash(p)
-	return &h
+	copy(h[:], p)
+	return h
 }
 
 func (r *reader) digest() Digest {
 	if n := r.count(cborArray, 2); r.err == nil && n != 2 {
 		r.fail("digest of %d elements", n)
 	}
-	return Digest{Algorithm(r.uint8()), string(r.bytes(64))}
+	return Digest{Algorithm(r.uint8()), r.string(r.bytes(64))}
 }
 
 func (r *reader) control() *Control {
@@ -208,12 +218,7 @@ func (r *reader) control() *Control {
 			c.IndexFunction = r.uint()
 		case 10:
 			r.count(cborArray, 4)
-			p := &Predecessor{Origin: r.text(MaxPrincipal), Size: r.uint()}
-			if h := r.hash(); h != nil {
-				p.Root = *h
-			}
-			p.VKey = r.text(MaxNameBytes)
-			c.Predecessor = p
+			c.Predecessor = &Predecessor{r.text(MaxPrincipal), r.uint(), r.hash(), r.text(MaxNameBytes)}
 		case 11:
 			n := r.uint()
 			if n > 1<<32-1 {

@@ -136,7 +136,9 @@ func countingComposer() lineage.Composer {
 	n := uint64(0)
 	return lineage.Composer{HashName: testHashName, NewKey: func() lineage.Key {
 		n++
-		return sha256.Sum256(binary.BigEndian.AppendUint64(nil, n))
+		var b [8]byte
+		binary.BigEndian.PutUint64(b[:], n)
+		return sha256.Sum256(b[:])
 	}}
 }
 

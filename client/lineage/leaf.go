@@ -290,7 +290,7 @@ func ParseLeaf(leaf []byte) (*Leaf, error) {
 	if !bytes.HasPrefix(leaf, []byte(LeafTag)) {
 		return nil, fmt.Errorf("%w: does not start with the lineage leaf tag", ErrLeaf)
 	}
-	r := reader{b: leaf[len(LeafTag):]}
+	r := reader{b: leaf[len(LeafTag):], all: string(leaf)}
 	pairs := r.head(cborMap)
 	if r.uint() != 1 || pairs == 0 {
 		r.fail("schema is not the first field")
@@ -348,7 +348,8 @@ func (l *Leaf) field(r *reader) {
 	case 12:
 		l.ParentRunID = r.id()
 	case 13:
-		l.Job = r.hash()
+		h := r.hash()
+		l.Job = &h
 	case 14:
 		n := r.count(cborArray, MaxReferences)
 		l.References = make([]LeafReference, n)
@@ -356,7 +357,8 @@ func (l *Leaf) field(r *reader) {
 			l.References[i].read(r)
 		}
 	case 15:
-		l.Target = r.hash()
+		h := r.hash()
+		l.Target = &h
 	case 16:
 		n := r.count(cborArray, MaxEntryLinks)
 		l.Entries = make([]uint64, n)
@@ -372,10 +374,7 @@ func (l *Leaf) field(r *reader) {
 		l.Bodies = make([]Commitment, n)
 		for i := range l.Bodies {
 			r.count(cborArray, 2)
-			l.Bodies[i].Part = PartKind(r.uint8())
-			if h := r.hash(); h != nil {
-				l.Bodies[i].MAC = *h
-			}
+			l.Bodies[i] = Commitment{PartKind(r.uint8()), r.hash()}
 		}
 	case 20:
 		l.Control = r.control()
@@ -390,7 +389,7 @@ func (f *LeafReference) read(r *reader) {
 	f.Kind = ArtifactKind(r.uint8())
 	f.Purpose = Purpose(r.uint8())
 	f.Known = Known(r.uint8())
-	f.Identity = Digest{Algorithm(r.uint8()), string(r.bytes(64))}
+	f.Identity = Digest{Algorithm(r.uint8()), r.string(r.bytes(64))}
 	if n == 7 {
 		m := r.count(cborArray, MaxAliases+1)
 		f.Aliases = make([]Digest, m)

@@ -154,6 +154,7 @@ func TestLargestReceipt(t *testing.T) {
 // result is the same in every field. The second verifier says the same of each.
 func TestBitFlips(t *testing.T) {
 	files, policy, check := samples(t)
+	delete(files, "erased") // withheld by another word
 	for name, f := range files {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
