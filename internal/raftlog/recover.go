@@ -135,7 +135,8 @@ func (s *Store) recover(names []string) error {
 		return fmt.Errorf("%w: it ends at batch %d in segment %d, but batch %d in segment %d was acknowledged",
 			ErrCorrupt, last, newest.sequence, marked.batch, marked.sequence)
 	}
-	if tail.bad != nil {
+	// No header is what follows the last batch of every healthy log; a header without its batch is one that was cut short.
+	if tail.bad != nil && !errors.Is(tail.bad, errNoHeader) {
 		s.log.Info("raft log: dropped a batch that was never acknowledged", "segment", newest.sequence, "batch", tail.next,
 			"offset", tail.end, "reason", tail.bad)
 	}
