@@ -26,11 +26,9 @@ type undelivered struct {
 func (e *undelivered) Error() string { return e.err.Error() }
 func (e *undelivered) Unwrap() error { return e.err }
 
-// deliver records an event by way of the spool: nothing is lost when the ledger is unreachable, full, busy, or the power goes.
-func (a *app) deliver(ctx context.Context, to target, log string, e *lineage.Event) (*client.Recorded, error) {
-	if err := e.Validate(); err != nil {
-		return nil, err // it would stay in the spool for ever
-	}
+// deliver records an event by way of the spool: nothing is lost when the ledger is unreachable, full, busy, or the power goes. safe is
+// called when the event is on disk.
+func (a *app) deliver(ctx context.Context, to target, log string, e *lineage.Event, safe func()) (*client.Recorded, error) {
 	s, err := a.spool()
 	if err != nil {
 		return nil, err
@@ -39,6 +37,8 @@ func (a *app) deliver(ctx context.Context, to target, log string, e *lineage.Eve
 	if err != nil {
 		// Without a spool there is still the ledger itself.
 		a.note("warning: %v", err)
+	} else {
+		safe()
 	}
 	r, err := a.record(ctx, to, log, e)
 	if err != nil {
@@ -113,6 +113,14 @@ func refused(err error) bool {
 // sayUndelivered is loud: somebody relies on the record.
 func (a *app) sayUndelivered(err error) {
 	u, ok := errors.AsType[*undelivered](err)
+	if a.json() {
+		view := map[string]any{"error": err.Error(), "recorded": false}
+		if ok && u.path != "" {
+			view["spooled"] = u.path
+		}
+		a.noteJSON(view)
+		return
+	}
 	if !ok || u.path == "" {
 		a.note("ledgerctl: NOT RECORDED: %v", err)
 		return

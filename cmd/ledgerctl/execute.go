@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -22,17 +23,35 @@ type execution struct {
 	signal     string // name of that signal
 }
 
+// catchSignals keeps signals from ending us while there is something to record that is not in the spool yet.
+func catchSignals() (signals chan os.Signal, release func()) {
+	signals = make(chan os.Signal, 16)
+	signal.Notify(signals, forwarded()...)
+	return signals, func() { signal.Stop(signals) }
+}
+
+// cutShort returns a context that ends with the next signal: hashing may take long, and whoever is in a hurry gets a shorter record
+// instead of none.
+func (a *app) cutShort(ctx context.Context, signals <-chan os.Signal) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-signals:
+			a.note("ledgerctl: interrupted: recording the run without what is not hashed yet")
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
 // execute runs a command to its end with our streams. Signals that we get go to it, so that stopping us stops the work, which is then
 // recorded as stopped. An error means that the command never ran.
-func (a *app) execute(path string, argv, env []string) (*execution, error) {
+func (a *app) execute(path string, argv, env []string, signals <-chan os.Signal) (*execution, error) {
 	c := exec.Command(path, argv[1:]...)
 	c.Args = argv
 	c.Env = env
 	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout, a.stderr
-	// From here to the end nothing must end us before the command: who would record it?
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, forwarded()...)
-	defer signal.Stop(signals)
 	x := &execution{start: time.Now()}
 	if err := c.Start(); err != nil {
 		return nil, &exitError{startCode(err), err}

@@ -43,7 +43,10 @@ func (a *app) progress(what string, total int64, bytes bool) (add func(int64), d
 
 // hash computes the identity of a file or directory, with progress. It always reads the bytes: there is no cache to be wrong.
 func (a *app) hash(ctx context.Context, path string) (*artifact.Artifact, error) {
-	add, done := a.progress("hashing "+path, artifact.Total(path), true)
+	add, done := func(int64) {}, func() {}
+	if isTerminal(a.stderr) { // only then is it worth walking a directory for its size
+		add, done = a.progress("hashing "+path, artifact.Total(path), true)
+	}
 	defer done()
 	x, err := artifact.Hash(ctx, path, artifact.Options{Progress: add})
 	if err != nil {

@@ -121,11 +121,11 @@ func (a *app) recordAbout(ctx context.Context, f *recordFlags, artifacts []strin
 	if (f.name != "" || f.version != "") && len(artifacts) > 1 {
 		return usage("--name names one ARTIFACT, not %d", len(artifacts))
 	}
-	if err := e.Validate(); err != nil {
+	if err := fits(e); err != nil {
 		return usage("%v", err)
 	}
 	a.deathCode = exitSpooled
-	r, err := a.deliver(ctx, to, a.log, e)
+	r, err := a.deliver(ctx, to, a.log, e, func() {})
 	if err == nil && f.receipt != "" {
 		err = writeFileSync(f.receipt, r.Receipt.Encode(), 0o644)
 	}

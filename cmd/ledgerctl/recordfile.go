@@ -138,8 +138,8 @@ func (i *importer) run(ctx context.Context, e *lineage.Event) (err error) {
 		}
 	}()
 	if single {
-		if err := e.Validate(); err != nil {
-			return i.source.at(err)
+		if err := fits(e); err != nil {
+			return fmt.Errorf("%s: event 1: %w", i.source.name, err)
 		}
 		i.only = e
 		r, err := i.s.Append(ctx, i.app.log, e)
@@ -185,7 +185,7 @@ func checkEvent(e *lineage.Event) error {
 	if e.ID == (lineage.ID{}) {
 		return errors.New("event_id: is required where there are many events, so that the import can be run again")
 	}
-	return e.Validate()
+	return fits(e)
 }
 
 // flush records the batch, all of it or nothing.

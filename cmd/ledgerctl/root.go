@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -83,7 +84,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		code = exitNotVerified
 	}
 	if !said {
-		fmt.Fprintf(stderr, "ledgerctl: %v\n", err)
+		// Names from a ledger may be in it, so it is made safe for a terminal, line by line.
+		for i, line := range strings.Split("ledgerctl: "+err.Error(), "\n") {
+			fmt.Fprintln(stderr, strings.Repeat("  ", min(i, 1))+plain(line))
+		}
 		if hint := advice(err); hint != "" {
 			fmt.Fprintf(stderr, "  %s\n", hint)
 		}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/provledger/provledger/client"
+	"github.com/provledger/provledger/client/artifact"
 	"github.com/provledger/provledger/client/lineage"
 )
 
@@ -94,15 +97,19 @@ func (a *app) wrapped(ctx context.Context, f *runFlags, executable string, argv 
 	if err := r.before(ctx); err != nil {
 		return fmt.Errorf("nothing was run or recorded: %w", err)
 	}
-	x, err := a.execute(executable, argv, r.environment())
+	signals, release := catchSignals()
+	defer release()
+	x, err := a.execute(executable, argv, r.environment(), signals)
 	if err != nil {
 		return &exitError{startCode(err), fmt.Errorf("nothing was recorded: %w", err)}
 	}
-	r.after(ctx, x)
+	hashing, done := a.cutShort(ctx, signals)
+	r.after(hashing, x)
+	done()
 	if a.deathCode = x.code; x.code == 0 {
 		a.deathCode = exitSpooled // deliver puts it there before it opens the ledger
 	}
-	recorded, err := a.deliver(ctx, r.to, a.log, r.event)
+	recorded, err := a.deliver(ctx, r.to, a.log, r.event, release)
 	if err == nil && f.receipt != "" {
 		err = writeFileSync(f.receipt, recorded.Receipt.Encode(), 0o644)
 	}
@@ -249,10 +256,25 @@ func (r *runRecord) rehearse() error {
 	for _, out := range r.outputs {
 		e.References = append(e.References, out.spec.rehearsal(lineage.Output))
 	}
-	if err := e.Validate(); err != nil {
+	raw, err := json.Marshal(r.doc)
+	if err != nil {
+		return err
+	}
+	if len(raw) > maxSaid {
+		return usage("command line, parameters, metrics and environment have %d bytes, at most %d are recorded; leave the command line out with --no-argv", len(raw), maxSaid)
+	}
+	e.Documents = []lineage.Document{{Content: make([]byte, maxRunDocument+maxMetricsFile)}}
+	if err := fits(&e); err != nil {
 		return usage("%v", err)
 	}
 	return nil
+}
+
+// fits reports why the ledger would refuse an event; nil if it would not.
+func fits(e *lineage.Event) error {
+	c := lineage.Composer{HashName: func(lineage.Name) lineage.Hash { return lineage.Hash{} }, NewKey: func() lineage.Key { return lineage.Key{} }}
+	_, err := c.Prepare(e)
+	return err
 }
 
 func (x *spec) rehearsal(role lineage.Role) lineage.Reference {
@@ -267,8 +289,14 @@ func (x *spec) rehearsal(role lineage.Role) lineage.Reference {
 // environment is that of the command: it says which run it is in and where nested runs record, wherever they change directory to.
 func (r *runRecord) environment() []string {
 	set := map[string]string{runVariable: r.event.RunID.String(), "LEDGER": r.to.String(), "LEDGER_LOG": r.app.log}
-	if r.app.stateDir != "" {
-		set[stateVariable] = r.app.stateDir
+	for name, path := range map[string]string{stateVariable: r.app.stateDir, "LEDGER_TRUST": r.app.trust, "LEDGER_TLS_CA": r.app.tlsCA} {
+		if path == "" {
+			continue
+		}
+		if full, err := filepath.Abs(path); err == nil && path != noMemory && path != systemRoots {
+			path = full
+		}
+		set[name] = path
 	}
 	env := slices.DeleteFunc(os.Environ(), func(s string) bool {
 		name, _, _ := strings.Cut(s, "=")
@@ -284,10 +312,12 @@ func (r *runRecord) environment() []string {
 // say tells what was recorded.
 func (r *runRecord) say(x *client.Recorded) {
 	in, out := 0, 0
-	for _, f := range r.event.References {
-		if f.Role == lineage.Input {
+	for i := range r.event.References {
+		switch f := &r.event.References[i]; {
+		case f.MediaType == artifact.ManifestMediaType: // ours, not the command's
+		case f.Role == lineage.Input:
 			in++
-		} else {
+		default:
 			out++
 		}
 	}

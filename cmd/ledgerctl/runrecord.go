@@ -23,8 +23,14 @@ const (
 	runMediaType = "application/vnd.provledger.run.v1+json"
 	runDocName   = "run.json"
 
-	// maxMetricsFile is how large a metrics file may be, in bytes: it shares the body (1 MiB) with up to 768 KiB of manifests.
+	// A body of 1 MiB has room for this and for manifests: a metrics file of maxMetricsFile bytes, a run document of maxRunDocument, of
+	// which what the user says (arguments, parameters, environment) is maxSaid, so that the rest is there for what the run brings up.
 	maxMetricsFile = 128 << 10
+	maxRunDocument = 128 << 10
+	maxSaid        = 64 << 10
+
+	// maxListed is how many paths the lists of a run document have: the references say it of every input.
+	maxListed = 50
 )
 
 // runDocument is what the body says of a run: everything with a name, a host or a person in it.
@@ -43,9 +49,17 @@ type runDocument struct {
 	Params    map[string]string  `json:"params,omitempty"`
 	Metrics   map[string]float64 `json:"metrics,omitempty"`
 	Changed   []changedInput     `json:"changedInputs,omitempty"`
+	Unchecked []string           `json:"uncheckedInputs,omitempty"` // not read again, because the run was cut short
 	Missing   []string           `json:"missingOutputs,omitempty"`
 	Untouched []string           `json:"untouchedOutputs,omitempty"`
 	Manifests []manifestLink     `json:"manifests,omitempty"`
+}
+
+// list adds to a list of the document, as far as there is room.
+func list[T any](l *[]T, x T) {
+	if len(*l) < maxListed {
+		*l = append(*l, x)
+	}
 }
 
 // changedInput is an input whose bytes were other when the run ended.
@@ -155,7 +169,7 @@ func (r *runRecord) after(ctx context.Context, x *execution) {
 		r.output(ctx, out)
 	}
 	metrics := r.readMetrics()
-	manifests := r.manifests()
+	manifests := r.manifests(r.room(metrics))
 	raw, err := json.Marshal(d)
 	if err != nil {
 		panic(err) // strings and finite numbers always encode
@@ -176,6 +190,10 @@ func (r *runRecord) again(ctx context.Context, in *runInput) {
 	c := changedInput{Path: in.spec.path, Before: in.was.Digest.String()}
 	now, err := r.app.hash(ctx, in.spec.path)
 	switch {
+	case errors.Is(err, context.Canceled):
+		list(&r.doc.Unchecked, in.spec.path)
+		r.incomplete = true
+		return
 	case err != nil:
 		c.Reason = err.Error()
 	case now.Digest == in.was.Digest:
@@ -184,7 +202,7 @@ func (r *runRecord) again(ctx context.Context, in *runInput) {
 		c.After = now.Digest.String()
 	}
 	in.ref.Known = lineage.Changed
-	r.doc.Changed = append(r.doc.Changed, c)
+	list(&r.doc.Changed, c)
 	if err != nil {
 		r.app.note("warning: input %s could not be read again: %v", in.spec.path, err)
 	} else {
@@ -205,7 +223,7 @@ func (r *runRecord) output(ctx context.Context, out *runOutput) {
 	untouched := err == nil && out.was != nil && !info.IsDir() && os.SameFile(out.was, info) &&
 		out.was.Size() == info.Size() && out.was.ModTime().Equal(info.ModTime())
 	if untouched {
-		r.doc.Untouched = append(r.doc.Untouched, s.path)
+		list(&r.doc.Untouched, s.path)
 	}
 	if r.x.code != 0 && (err != nil || untouched) {
 		return
@@ -219,7 +237,7 @@ func (r *runRecord) output(ctx context.Context, out *runOutput) {
 	}
 	if err != nil {
 		r.lacks("output %v", err)
-		r.doc.Missing = append(r.doc.Missing, s.path)
+		list(&r.doc.Missing, s.path)
 		return
 	}
 	if untouched {
@@ -278,19 +296,33 @@ func (r *runRecord) setMetric(name string, n float64) {
 	r.doc.Metrics[name] = n
 }
 
+// room is how many bytes the body has left for manifests.
+func (r *runRecord) room(metrics []lineage.Document) int {
+	const framing = 64 // of a reference or document, generously
+	left := lineage.MaxBodyBytes - maxRunDocument - framing*(8+len(r.event.References))
+	for _, d := range metrics {
+		left -= len(d.Content)
+	}
+	for i := range r.event.References {
+		f := &r.event.References[i]
+		left -= len(f.URI) + len(f.MediaType) + len(f.Name.Namespace) + len(f.Name.Name) + len(f.Name.Version)
+	}
+	return min(left, artifact.MaxInlineManifest)
+}
+
 // manifests returns the manifests of directories as documents, as far as the body has room. A larger one becomes an artifact: it is kept
 // in the state directory, and the event refers to it by digest.
-func (r *runRecord) manifests() (docs []lineage.Document) {
+func (r *runRecord) manifests(room int) (docs []lineage.Document) {
 	seen := map[lineage.Digest]bool{}
-	room := artifact.MaxInlineManifest
 	keep := func(role lineage.Role, x *artifact.Artifact) {
 		if x == nil || x.Manifest == nil || seen[x.Digest] {
 			return
 		}
 		seen[x.Digest] = true
 		raw := x.Manifest.Encode()
-		if len(raw) <= room {
-			room -= len(raw)
+		const framing = 4096 // path and media type
+		if len(raw)+framing <= room && len(docs) < lineage.MaxDocuments-2 {
+			room -= len(raw) + framing
 			docs = append(docs, lineage.Document{MediaType: artifact.ManifestMediaType, Name: x.Path, Content: raw})
 			return
 		}
@@ -300,10 +332,10 @@ func (r *runRecord) manifests() (docs []lineage.Document) {
 			return
 		}
 		r.app.note("the manifest of %s (%d files) is too large for the record; it refers to %s", x.Path, len(x.Manifest.Files), path)
-		r.event.References = append(r.event.References, f)
-		r.doc.Manifests = append(r.doc.Manifests, manifestLink{
-			hex.EncodeToString([]byte(x.Digest.Value)), hex.EncodeToString([]byte(f.Digest.Value)), f.Size,
-		})
+		list(&r.doc.Manifests, manifestLink{hex.EncodeToString([]byte(x.Digest.Value)), hex.EncodeToString([]byte(f.Digest.Value)), f.Size})
+		if len(r.event.References) < lineage.MaxReferences {
+			r.event.References = append(r.event.References, f)
+		}
 	}
 	for _, in := range r.inputs {
 		keep(lineage.Input, in.was)

@@ -59,12 +59,15 @@ func (a *app) openTarget(ctx context.Context, to target, create bool) (*session,
 	return &session{Client: c}, nil
 }
 
+// systemRoots as --tls-ca means the certificates that the system trusts.
+const systemRoots = "system"
+
 // tls returns nil without --tls-ca. A ledger proves what it says either way; TLS keeps others from reading and says who is connected.
 func (a *app) tls() (*tls.Config, error) {
 	switch a.tlsCA {
 	case "":
 		return nil, nil
-	case "system":
+	case systemRoots:
 		return &tls.Config{MinVersion: tls.VersionTLS13}, nil
 	}
 	pem, err := os.ReadFile(a.tlsCA)
