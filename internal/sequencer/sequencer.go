@@ -209,6 +209,9 @@ func (s *Sequencer) Append(ctx context.Context, r Request) (*Result, error) {
 	p := &pending{Request: r, drafts: make([]*lineage.Draft, len(r.Events))}
 	seen := make(map[lineage.ID]int, len(r.Events))
 	for i, e := range r.Events {
+		if e.Kind == lineage.KindControl {
+			return nil, eventError(i, len(r.Events), &lineage.FieldError{Path: "action", Reason: "control events are made by the ledger itself"})
+		}
 		if p.drafts[i], err = c.Prepare(e); err != nil {
 			return nil, eventError(i, len(r.Events), err)
 		}
