@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"runtime"
-	"sync"
 	"testing"
 	"time"
 
@@ -117,36 +115,16 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
-// large is one ledger of benchEntries for the benchmarks that read.
-var large = sync.OnceValue(func() *bencher {
-	dir := new(largeDir)
-	x := newBencher(dir)
-	for x.head.Size < benchEntries {
-		x.apply(x.command(benchCommand))
-	}
-	return x
-})
-
-// largeDir is a testing.TB whose directory outlives a benchmark.
-type largeDir struct{ testing.TB }
-
-func (*largeDir) TempDir() string   { return largeTemp }
-func (*largeDir) Helper()           {}
-func (*largeDir) Fatal(args ...any) { panic(fmt.Sprint(args...)) }
-func (*largeDir) Fatalf(format string, args ...any) {
-	panic(fmt.Sprintf(format, args...))
-}
-
-var largeTemp string
-
+// BenchmarkRead reads from a log of benchEntries.
 func BenchmarkRead(b *testing.B) {
 	if testing.Short() {
 		b.Skip("builds a log of a million entries")
 	}
-	if largeTemp == "" {
-		largeTemp = b.TempDir()
+	x := newBencher(b)
+	for x.head.Size < benchEntries {
+		x.apply(x.command(benchCommand))
 	}
-	x := large()
+	defer mustClose(b, x.l)
 	t, err := x.l.Tree(MainLog)
 	if err != nil {
 		b.Fatal(err)
@@ -184,5 +162,4 @@ func BenchmarkRead(b *testing.B) {
 		_, err := x.l.ByEventID(MainLog, id)
 		return err
 	})
-	runtime.KeepAlive(x)
 }

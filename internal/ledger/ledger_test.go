@@ -616,9 +616,13 @@ func TestCheckLooksEventIDsUp(t *testing.T) {
 // A reader that meets damage quarantines the node; one that asks for what is not there does not.
 func TestReadersQuarantine(t *testing.T) {
 	for name, read := range map[string]func(l *Ledger) error{
-		"Entry":    func(l *Ledger) error { _, err := l.Entry(MainLog, 1+16*3+2, false); return err },
-		"Entries":  func(l *Ledger) error { return l.Entries(MainLog, 0, 100, false, func(*Entry) error { return nil }) },
-		"ReadTile": func(l *Ledger) error { t, _ := l.Tree(MainLog); _, err := t.ReadTile(merkle.TileID{Index: 0}, 256); return err },
+		"Entry":   func(l *Ledger) error { _, err := l.Entry(MainLog, 1+16*3+2, false); return err },
+		"Entries": func(l *Ledger) error { return l.Entries(MainLog, 0, 100, false, func(*Entry) error { return nil }) },
+		"ReadTile": func(l *Ledger) error {
+			t, _ := l.Tree(MainLog)
+			_, err := t.ReadTile(merkle.TileID{Index: 0}, 256)
+			return err
+		},
 	} {
 		_, l := simple(t, vfs.NewMem(), 700)
 		edit(t, l, appendChunkKey(nil, tagLeaves, MainLog, 1+16*3), remove)
