@@ -114,9 +114,16 @@ func checkpointOf(signed, vkey string) (size uint64, root [sha256.Size]byte, err
 	return size, [sha256.Size]byte(b), nil
 }
 
+// reporter is what the auditor needs of a testing.T; TestAuditorBites listens in.
+type reporter interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // auditor holds a ledger against the history of its producers.
 type auditor struct {
-	t      *testing.T
+	t      reporter
 	h      *history
 	vkey   string // of the log, pinned when the ledger was made
 	policy *receipt.Policy
@@ -192,12 +199,12 @@ func (a *auditor) audit(conn *grpc.ClientConn) {
 	svc := ledgerv1.NewLedgerServiceClient(conn)
 	latest, err := svc.GetCheckpoint(ctx, &ledgerv1.GetCheckpointRequest{})
 	if err != nil {
-		a.t.Fatal(err)
+		a.t.Fatalf("%v", err)
 	}
 	a.h.sawCheckpoint(latest.Checkpoint)
 	end, _, err := checkpointOf(string(latest.Checkpoint), a.vkey)
 	if err != nil {
-		a.t.Fatal(err)
+		a.t.Fatalf("%v", err)
 	}
 	leaves := a.read(ctx, svc, end)
 	roots := a.checkpoints(leaves)
@@ -212,7 +219,7 @@ func (a *auditor) read(ctx context.Context, svc ledgerv1.LedgerServiceClient, en
 	a.t.Helper()
 	stream, err := svc.StreamEntries(ctx, &ledgerv1.StreamEntriesRequest{EndIndex: end})
 	if err != nil {
-		a.t.Fatal(err)
+		a.t.Fatalf("%v", err)
 	}
 	var leaves [][]byte
 	for {
@@ -221,7 +228,7 @@ func (a *auditor) read(ctx context.Context, svc ledgerv1.LedgerServiceClient, en
 			break
 		}
 		if err != nil {
-			a.t.Fatal(err)
+			a.t.Fatalf("%v", err)
 		}
 		for _, e := range m.Entries {
 			if e.Index != uint64(len(leaves)) {
@@ -295,7 +302,7 @@ func (a *auditor) consistency(ctx context.Context, svc ledgerv1.LedgerServiceCli
 		first, second := sizes[i-step], sizes[i]
 		resp, err := svc.GetConsistencyProof(ctx, &ledgerv1.GetConsistencyProofRequest{FirstSize: first, SecondSize: second})
 		if err != nil {
-			a.t.Fatal(err)
+			a.t.Fatalf("%v", err)
 		}
 		r1, r2 := roots[first], roots[second]
 		if err := proof.VerifyConsistency(rfc6962.DefaultHasher, first, second, resp.Hashes, r1[:], r2[:]); err != nil {
@@ -311,7 +318,7 @@ func (a *auditor) operations(leaves [][]byte) {
 	for i, leaf := range leaves {
 		l, err := lineage.ParseLeaf(leaf)
 		if err != nil {
-			a.t.Fatal(err)
+			a.t.Fatalf("%v", err)
 		}
 		if l.Kind == lineage.KindControl {
 			if i != 0 {
@@ -384,7 +391,7 @@ func (a *auditor) receipts() {
 			n++
 			r, err := eventpb.ToReceipt(m)
 			if err != nil {
-				a.t.Fatal(err)
+				a.t.Fatalf("%v", err)
 			}
 			if r, err = receipt.Parse(r.Encode()); err != nil {
 				a.t.Fatalf("S8: receipt of %s: %v", o.events[i].ID, err)
@@ -395,11 +402,11 @@ func (a *auditor) receipts() {
 			}
 			size, root, err := checkpointOf(noteOf(m.Proof), a.vkey)
 			if err != nil {
-				a.t.Fatal(err)
+				a.t.Fatalf("%v", err)
 			}
 			index, path, err := pathOf(m.Proof)
 			if err != nil {
-				a.t.Fatal(err)
+				a.t.Fatalf("%v", err)
 			}
 			if index != o.indexes[i] {
 				a.t.Errorf("S8: receipt of %s speaks of index %d, the answer of %d", o.events[i].ID, index, o.indexes[i])
@@ -410,6 +417,6 @@ func (a *auditor) receipts() {
 		}
 	}
 	if n == 0 {
-		a.t.Error("there is no receipt to verify: the test tests nothing")
+		a.t.Errorf("there is no receipt to verify: the test tests nothing")
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/provledger/provledger/client"
 	"github.com/provledger/provledger/client/eventpb"
@@ -170,3 +171,5 @@ func (h *history) appendClient(ctx context.Context, c *client.Client, e *lineage
 func watchMain(ctx context.Context, conn grpc.ClientConnInterface) (grpc.ServerStreamingClient[ledgerv1.WatchResponse], error) {
 	return ledgerv1.NewLedgerServiceClient(conn).Watch(ctx, &ledgerv1.WatchRequest{})
 }
+
+func cloneReceipt(m *ledgerv1.Receipt) *ledgerv1.Receipt { return proto.Clone(m).(*ledgerv1.Receipt) }
