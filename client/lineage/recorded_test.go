@@ -169,6 +169,19 @@ func TestCheckRecordedCatchesOmission(t *testing.T) {
 			t.Errorf("%s: not caught", name)
 		}
 	}
+	// With one reference, so that no other one differs.
+	one := sampleEvents()["full run"]
+	one.References = one.References[:1]
+	leafOfOne, bodyOfOne := composeSample(t, one)
+	parsed, err := lineage.ParseLeaf(leafOfOne)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &parsed.References[0]
+	f.Aliases = f.Aliases[:len(f.Aliases)-1]
+	if err := lineage.CheckRecorded(one, lineage.AppendLeaf(nil, parsed), keysOf(bodyOfOne), nil); err == nil {
+		t.Error("the only name alias: not caught")
+	}
 	// The other way round: a name that nobody sent.
 	e.Job, e.Target = lineage.Name{}, lineage.Name{}
 	without, body := composeSample(t, e)
