@@ -2,12 +2,19 @@ package main
 
 import (
 	"errors"
+	"regexp"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/provledger/provledger/client"
 )
+
+// wire is what gRPC puts before what a ledger says.
+var wire = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
+// message is the text of an error for people.
+func message(err error) string { return wire.ReplaceAllString(err.Error(), "") }
 
 // advice says what to do next about an error, if there is something to do.
 func advice(err error) string {

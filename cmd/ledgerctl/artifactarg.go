@@ -97,10 +97,10 @@ func (a *app) byAlias(ctx context.Context, s *session, name, alias string) (ref 
 	return ref, fmt.Errorf("%s@%s: %w", name, alias, client.ErrNotFound)
 }
 
-// query finds the entries about an artifact.
-func query(r client.Ref, members bool) client.Query {
+// query finds the entries about an artifact, without their bodies: there may be many.
+func query(r client.Ref) client.Query {
 	if r.Digest.IsZero() {
-		return client.Query{Names: []lineage.Name{r.Name}}
+		return client.Query{Names: []lineage.Name{r.Name}, SkipBody: true}
 	}
-	return client.Query{Digests: []lineage.Digest{r.Digest}, Members: members && r.Digest.Algorithm == lineage.SHA256}
+	return client.Query{Digests: []lineage.Digest{r.Digest}, Members: r.Digest.Algorithm == lineage.SHA256, SkipBody: true}
 }

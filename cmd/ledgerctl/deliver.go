@@ -122,16 +122,16 @@ func (a *app) sayUndelivered(err error) {
 		return
 	}
 	if !ok || u.path == "" {
-		a.note("ledgerctl: NOT RECORDED: %v", err)
+		a.note("ledgerctl: NOT RECORDED: %s", plain(message(err)))
 		return
 	}
 	switch {
 	case isUntrusted(err):
-		a.note("ledgerctl: NOT VERIFIED: %v", err)
+		a.note("ledgerctl: NOT VERIFIED: %s", plain(message(err)))
 	case refused(err):
-		a.note("ledgerctl: NOT RECORDED, the ledger refuses it: %v", err)
+		a.note("ledgerctl: NOT RECORDED, the ledger refuses it: %s", plain(message(err)))
 	default:
-		a.note("ledgerctl: NOT RECORDED YET: %v", err)
+		a.note("ledgerctl: NOT RECORDED YET: %s", plain(message(err)))
 	}
 	if hint := advice(err); hint != "" {
 		a.note("  %s", hint)

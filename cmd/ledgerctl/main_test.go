@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -319,6 +320,26 @@ func TestVerifyJSON(t *testing.T) {
 	if at, err := time.Parse(time.RFC3339, v.Facts.RecordedAt); err != nil || time.Since(at) > time.Hour {
 		t.Errorf("recorded at %q: %v", v.Facts.RecordedAt, err)
 	}
+}
+
+// Every verb explains itself with an example, and takes the global flags.
+func TestEveryVerbHasAnExample(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Hidden || c.Name() == "help" {
+			return
+		}
+		if c.Short == "" || !strings.Contains(c.Example, "ledgerctl") {
+			t.Errorf("%s: short %q, example %q", c.CommandPath(), c.Short, c.Example)
+		}
+		if c.Args == nil && c.RunE == nil {
+			t.Errorf("%s does nothing", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk((&app{}).root())
 }
 
 func TestDeliveryCode(t *testing.T) {

@@ -70,7 +70,7 @@ func (a *app) prove(ctx context.Context, s *session, arg *artifactArg, selector 
 		if err != nil {
 			return err
 		}
-		entries, err := a.find(ctx, s, query(ref, true))
+		entries, err := a.find(ctx, s, query(ref))
 		if err != nil {
 			return err
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"mime"
 	"os"
@@ -302,7 +301,12 @@ func (a *app) sendSpool(ctx context.Context) error {
 	if len(bad) > 0 {
 		code = exitUnknown
 	}
+	away := map[target]bool{} // these do not answer: the next event would wait as long again
 	for _, f := range files {
+		if away[f.to] {
+			kept++
+			continue
+		}
 		r, err := a.record(ctx, f.to, f.log, f.event)
 		if err != nil {
 			err = &undelivered{f.path, err}
@@ -311,9 +315,7 @@ func (a *app) sendSpool(ctx context.Context) error {
 			if c := deliveryCode(err); code == exitOK || c == exitNotVerified {
 				code = c
 			}
-			if errors.Is(err, errBusy) {
-				break // the others would wait as long again
-			}
+			away[f.to] = deliveryCode(err) == exitSpooled
 			continue
 		}
 		if err := s.done(f.path); err != nil {

@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	if !said {
 		// Names from a ledger may be in it, so it is made safe for a terminal, line by line.
-		for i, line := range strings.Split("ledgerctl: "+err.Error(), "\n") {
+		for i, line := range strings.Split("ledgerctl: "+message(err), "\n") {
 			fmt.Fprintln(stderr, strings.Repeat("  ", min(i, 1))+plain(line))
 		}
 		if hint := advice(err); hint != "" {

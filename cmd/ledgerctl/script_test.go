@@ -44,7 +44,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": cmdCode, "flip": cmdFlip, "truncate": cmdTruncate, "serve": cmdServe, "hold": cmdHold, "release": cmdRelease, "freeport": cmdFreePort,
-			"capture": cmdCapture, "mode": cmdMode, "copydir": cmdCopyDir,
+			"capture": cmdCapture, "mode": cmdMode, "copydir": cmdCopyDir, "await": cmdAwait,
 		},
 	})
 }
@@ -110,6 +110,16 @@ func cmdMode(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
+// await PATTERN waits until a file of that form is there.
+func cmdAwait(ts *testscript.TestScript, _ bool, args []string) {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if paths, _ := filepath.Glob(ts.MkAbs(args[0])); len(paths) > 0 {
+			return
+		}
+	}
+	ts.Fatalf("no %s", args[0])
+}
+
 func cmdCopyDir(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.CopyFS(ts.MkAbs(args[1]), os.DirFS(ts.MkAbs(args[0]))))
 }
@@ -131,9 +141,9 @@ func (s *servers) closeAll() {
 	}
 }
 
-func openNode(ts *testscript.TestScript, dir string) *node.Node {
+func openNode(ts *testscript.TestScript, dir string, minFree uint64) *node.Node {
 	n, err := node.Open(context.Background(), node.Config{
-		Dir: dir, Authn: lineage.AuthnNone, LockTimeout: time.Second, SegmentBytes: 16 << 20, Logger: slog.New(slog.DiscardHandler),
+		Dir: dir, MinFreeBytes: minFree, Authn: lineage.AuthnNone, LockTimeout: time.Second, SegmentBytes: 16 << 20, Logger: slog.New(slog.DiscardHandler),
 		Die: func(reason string, err error) { panic(fmt.Sprint(reason, ": ", err)) },
 	})
 	ts.Check(err)
@@ -146,9 +156,13 @@ func (s *servers) add(name string, stop func()) {
 	s.open[name] = stop
 }
 
-// serve DIR ADDRESS serves a ledger directory over gRPC, as ledgerd does; hold DIR only keeps it open; release DIR ends either.
+// serve DIR ADDRESS [full] serves a ledger directory over gRPC, as ledgerd does, perhaps with a disk that is taken for full; hold DIR only keeps it open; release DIR ends either.
 func cmdServe(ts *testscript.TestScript, _ bool, args []string) {
-	n := openNode(ts, ts.MkAbs(args[0]))
+	minFree := uint64(0)
+	if len(args) == 3 {
+		minFree = 1 << 62
+	}
+	n := openNode(ts, ts.MkAbs(args[0]), minFree)
 	l, err := net.Listen("tcp", args[1])
 	ts.Check(err)
 	server := n.NewServer()
@@ -158,7 +172,7 @@ func cmdServe(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func cmdHold(ts *testscript.TestScript, _ bool, args []string) {
-	n := openNode(ts, ts.MkAbs(args[0]))
+	n := openNode(ts, ts.MkAbs(args[0]), 0)
 	ts.Value(serversKey{}).(*servers).add(args[0], func() { _ = n.Close(context.Background()) })
 }
 

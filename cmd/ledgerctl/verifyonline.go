@@ -51,7 +51,7 @@ func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject
 	}
 	var results []verification
 	for _, x := range subjects {
-		entries, err := a.find(ctx, s, client.Query{Digests: x.Digests, Members: true})
+		entries, err := a.find(ctx, s, query(client.Ref{Digest: x.Digests[0]}))
 		if err != nil {
 			return nil, err
 		}
