@@ -64,7 +64,7 @@ type Store struct {
 // Open opens or creates the store in o.Dir.
 func Open(o Options) (*Store, error) {
 	s := &Store{o: o}
-	fs, health := vfs.WithDiskHealthChecks(o.FS, o.SlowWarn, nil, s.slow)
+	fs, health := vfs.WithDiskHealthChecks(orderedFS{o.FS}, o.SlowWarn, nil, s.slow)
 	s.health = health
 	cache := pebble.NewCache(o.BlockCacheBytes)
 	defer cache.Unref()
