@@ -48,7 +48,7 @@ func (l *testLog) batch(indexes ...uint64) *Batch {
 // TestBatchReceipts: what a batch derives is, to the byte, what the ledger gives for each entry; for every set of entries of small trees.
 func TestBatchReceipts(t *testing.T) {
 	l := newTestLog(t, testOrigin, 1)
-	most := 9
+	most := 8
 	if testing.Short() {
 		most = 6
 	}
