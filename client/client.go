@@ -117,7 +117,6 @@ func Dial(target string, o Options, opts ...grpc.DialOption) (*Client, error) {
 	opts = append([]grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
-		grpc.WithSharedWriteBuffer(true),
 	}, opts...)
 	conn, err := grpc.NewClient(target, opts...)
 	if err != nil {

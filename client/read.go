@@ -490,7 +490,7 @@ func (c *Client) Watch(ctx context.Context, log string, first uint64, body bool)
 	return func(yield func(*Update, error) bool) {
 		st, err := c.log(ctx, log)
 		for n := 0; err == nil; n++ {
-			next := first
+			var next uint64
 			if next, err = c.watch(ctx, st, first, body, yield); err == errStopped {
 				return
 			}

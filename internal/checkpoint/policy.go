@@ -139,7 +139,7 @@ func (b *policyBuilder) add(word string, args []string) error {
 		return b.define(member{name: args[0], witness: v})
 	case "group":
 		if len(args) < 3 {
-			return fmt.Errorf("%w: want: group <name> all|any|<k> <member>...", ErrMalformed)
+			return fmt.Errorf("%w: want: group <name> all|any|<k> <member> [<member>...]", ErrMalformed)
 		}
 		return b.group(args[0], args[1], args[2:])
 	case "quorum":

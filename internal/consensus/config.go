@@ -77,13 +77,13 @@ type Config struct {
 func (c Config) withDefaults() (Config, error) {
 	var faults []error
 	if c.NodeID == "" {
-		faults = append(faults, errors.New("NodeID is empty"))
+		faults = append(faults, errors.New("no NodeID"))
 	}
 	if c.Store == nil {
-		faults = append(faults, errors.New("Store is nil"))
+		faults = append(faults, errors.New("no Store"))
 	}
 	if c.Machine == nil {
-		faults = append(faults, errors.New("Machine is nil"))
+		faults = append(faults, errors.New("no Machine"))
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()

@@ -28,7 +28,6 @@ func ServerOptions(l *slog.Logger, m *Metrics) []grpc.ServerOption {
 			Time: keepaliveTime, Timeout: keepaliveTimeout, MaxConnectionIdle: maxConnectionIdle,
 			MaxConnectionAge: maxConnectionAge, MaxConnectionAgeGrace: connectionGrace,
 		}),
-		grpc.SharedWriteBuffer(true),
 		grpc.ReadBufferSize(bufferBytes),
 		grpc.WriteBufferSize(bufferBytes),
 		grpc.ChainUnaryInterceptor(c.unary),
