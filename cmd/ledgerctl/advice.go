@@ -19,8 +19,6 @@ func message(err error) string { return wire.ReplaceAllString(err.Error(), "") }
 // advice says what to do next about an error, if there is something to do.
 func advice(err error) string {
 	switch {
-	case errors.Is(err, client.ErrOtherLedger):
-		return "The ledger there was replaced. If that was meant, remove what is remembered about it: see --state-dir."
 	case errors.Is(err, client.ErrFork), errors.Is(err, client.ErrRollback):
 		return "Do not rely on this ledger: it contradicts what it signed before (a restored copy, or a manipulation). Keep the state directory as evidence."
 	case errors.Is(err, client.ErrOtherKey):

@@ -49,7 +49,7 @@ func (a *app) openEmbedded(ctx context.Context, dir string, create bool, o clien
 		Logger: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 	})
 	if errors.Is(err, node.ErrBusy) {
-		return nil, fmt.Errorf("%w: %w", errBusy, err)
+		return nil, busyError{err}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("embedded ledger %s: %w", dir, err)

@@ -351,7 +351,7 @@ func TestDeliveryCode(t *testing.T) {
 		"unreachable":      {in(status.Error(codes.Unavailable, "")), exitSpooled},
 		"disk full":        {in(status.Error(codes.ResourceExhausted, "")), exitSpooled},
 		"slow":             {in(context.DeadlineExceeded), exitSpooled},
-		"busy directory":   {in(fmt.Errorf("%w: x", errBusy)), exitSpooled},
+		"busy directory":   {in(busyError{errors.New("x")}), exitSpooled},
 		"untrusted":        {in(&client.UntrustedError{Log: "main", Err: client.ErrFork}), exitNotVerified},
 		"refused":          {in(status.Error(codes.InvalidArgument, "")), exitUnknown},
 		"invalid":          {in(&lineage.FieldError{Path: "x", Reason: "y"}), exitUnknown},

@@ -11,8 +11,13 @@ import (
 	"github.com/provledger/provledger/client"
 )
 
-// errBusy means that another process has the ledger directory open.
+// errBusy is the errors.Is target of a ledger directory that another process has open.
 var errBusy = errors.New("the ledger directory is in use")
+
+// busyError is such an error in the words of who noticed.
+type busyError struct{ error }
+
+func (busyError) Is(target error) bool { return target == errBusy }
 
 // session is an open ledger. Close it as soon as possible: while an embedded ledger is open nobody else can use it.
 type session struct {
