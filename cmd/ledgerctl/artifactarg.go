@@ -63,7 +63,7 @@ func (x *artifactArg) resolve(ctx context.Context, a *app, s *session) (client.R
 
 // byAlias returns what was last promoted or deployed to an alias under a name.
 func (a *app) byAlias(ctx context.Context, s *session, name, alias string) (ref client.Ref, err error) {
-	entries, err := a.find(ctx, s, client.Query{Names: []lineage.Name{{Name: name}}})
+	entries, err := a.find(ctx, s, client.Query{Names: nameForms(name)})
 	if err != nil {
 		return ref, err
 	}
@@ -82,7 +82,7 @@ func (a *app) byAlias(ctx context.Context, s *session, name, alias string) (ref 
 		switch lineage.LifecycleVerb(e.Leaf.Action) {
 		case lineage.Promoted, lineage.Deployed:
 			for j, f := range x.References {
-				if f.Name.Name != name || j >= len(e.Leaf.References) {
+				if !isNamed(f.Name, name) || j >= len(e.Leaf.References) {
 					continue
 				}
 				if d := e.Leaf.References[j].Identity; d.Algorithm != lineage.NameHMAC {
@@ -95,6 +95,56 @@ func (a *app) byAlias(ctx context.Context, s *session, name, alias string) (ref 
 		}
 	}
 	return ref, fmt.Errorf("%s@%s: %w", name, alias, client.ErrNotFound)
+}
+
+// maxNameForms bounds the places where a text may be cut into namespace and name.
+const maxNameForms = 16
+
+// nameForms returns the names that a text without version may stand for: names and namespaces may have slashes.
+func nameForms(text string) []lineage.Name {
+	names := []lineage.Name{{Name: text}}
+	for i := 1; i < len(text)-1 && len(names) < maxNameForms; i++ {
+		if text[i] == '/' {
+			names = append(names, lineage.Name{Namespace: text[:i], Name: text[i+1:]})
+		}
+	}
+	return names
+}
+
+// isNamed reports whether a text, with or without version, is how people write a name.
+func isNamed(n lineage.Name, text string) bool {
+	if n.IsZero() {
+		return false
+	}
+	bare := n
+	bare.Version = ""
+	return fullName(n) == text || fullName(bare) == text
+}
+
+// recordedName returns the name under which an artifact was recorded, if it is the one that a text says; with NAME@ALIAS it is NAME.
+func (a *app) recordedName(ctx context.Context, s *session, ref client.Ref, text string) (lineage.Name, error) {
+	if ref.Digest.IsZero() {
+		return ref.Name, nil
+	}
+	text, _, _ = strings.Cut(text, "@")
+	q := query(ref)
+	q.SkipBody, q.Members = false, false
+	entries, err := a.find(ctx, s, q)
+	if err != nil {
+		return lineage.Name{}, err
+	}
+	for i := len(entries) - 1; i >= 0; i-- {
+		x, err := entries[i].Identifiers()
+		if err != nil {
+			return lineage.Name{}, err
+		}
+		for j, f := range x.References {
+			if j < len(entries[i].Leaf.References) && entries[i].Leaf.References[j].Identity == ref.Digest && isNamed(f.Name, text) {
+				return f.Name, nil
+			}
+		}
+	}
+	return lineage.Name{}, nil
 }
 
 // query finds the entries about an artifact, without their bodies: there may be many.

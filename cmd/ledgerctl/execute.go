@@ -26,7 +26,11 @@ type execution struct {
 // catchSignals keeps signals from ending us while there is something to record that is not in the spool yet.
 func catchSignals() (signals chan os.Signal, release func()) {
 	signals = make(chan os.Signal, 16)
-	signal.Notify(signals, forwarded()...)
+	for _, s := range forwarded() {
+		if !signal.Ignored(s) { // as under nohup: then the command ignores it too
+			signal.Notify(signals, s)
+		}
+	}
 	return signals, func() { signal.Stop(signals) }
 }
 
@@ -71,6 +75,9 @@ func (a *app) execute(path string, argv, env []string, signals <-chan os.Signal)
 				a.note("warning: %v", err) // a stream was not copied to its end; how the command ended still counts
 			}
 			x.code, x.signal = exitStatus(c.ProcessState)
+			for len(signals) > 0 {
+				<-signals // it was for the command, as Ctrl-C is
+			}
 			return x, nil
 		}
 	}

@@ -406,7 +406,7 @@ func TestCutShort(t *testing.T) {
 		}
 	}
 	var stderr bytes.Buffer
-	a := &app{stderr: &stderr, ledger: "./.ledger", log: "main", stateDir: filepath.Join(dir, "state")}
+	a := &app{stderr: &stderr, noted: map[string]bool{}, ledger: "./.ledger", log: "main", stateDir: filepath.Join(dir, "state")}
 	r, err := a.newRun(&runFlags{job: "j", inputs: []string{"in"}, outputs: []string{"out"}}, []string{"cmd"})
 	if err != nil {
 		t.Fatal(err)
@@ -439,7 +439,7 @@ func TestCutShort(t *testing.T) {
 // A run that cannot be recorded is refused before it starts, not after hours of work.
 func TestRehearsal(t *testing.T) {
 	t.Chdir(t.TempDir())
-	a := &app{stderr: &bytes.Buffer{}, ledger: "./.ledger", log: "main"}
+	a := &app{stderr: &bytes.Buffer{}, noted: map[string]bool{}, ledger: "./.ledger", log: "main"}
 	var many []string
 	for i := range lineage.MaxReferences + 1 {
 		many = append(many, fmt.Sprintf("file%d", i))

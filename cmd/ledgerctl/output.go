@@ -29,6 +29,14 @@ func table(w io.Writer, rows [][]string) error {
 // note tells the user something on the standard error stream, where it does not get into data.
 func (a *app) note(format string, args ...any) { fmt.Fprintf(a.stderr, format+"\n", args...) }
 
+// noteOnce is note for what need not be said again: an input is hashed before and after a run.
+func (a *app) noteOnce(format string, args ...any) {
+	if s := fmt.Sprintf(format, args...); !a.noted[s] {
+		a.noted[s] = true
+		a.note("%s", s)
+	}
+}
+
 // timeText writes microseconds since the epoch as RFC 3339 in UTC; "" if not stated.
 func timeText(us int64) string {
 	if us == 0 {

@@ -53,10 +53,10 @@ func (a *app) hash(ctx context.Context, path string) (*artifact.Artifact, error)
 		return nil, err
 	}
 	if x.Followed != "" {
-		a.note("%s is a symbolic link; what was hashed is %s", path, x.Followed)
+		a.noteOnce("%s is a symbolic link; what was hashed is %s", path, x.Followed)
 	}
 	for _, d := range x.LeftOut {
-		a.note("%s: %s is left out of the digest (it holds a ledger)", path, d)
+		a.noteOnce("%s: %s is left out of the digest (it holds a ledger)", path, d)
 	}
 	return x, nil
 }

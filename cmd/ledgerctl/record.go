@@ -251,6 +251,10 @@ func (a *app) known(ctx context.Context, r lineage.Reference, text string) (line
 		return r, err
 	}
 	ref, err := (&artifactArg{text: text}).resolve(ctx, a, s)
+	if err == nil && r.Name.IsZero() {
+		// Said about a name, it is to be found under the name.
+		r.Name, err = a.recordedName(ctx, s, ref, text)
+	}
 	if bad := s.Close(); err == nil {
 		err = bad
 	}
@@ -259,9 +263,6 @@ func (a *app) known(ctx context.Context, r lineage.Reference, text string) (line
 	}
 	if ref.Digest.IsZero() {
 		r.Known = lineage.NameOnly
-		if r.Name.IsZero() {
-			r.Name = ref.Name
-		}
 		return r, nil
 	}
 	r.Digest, r.Known = ref.Digest, lineage.Claimed

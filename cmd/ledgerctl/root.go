@@ -58,13 +58,15 @@ type app struct {
 	stateDir    string
 	tlsCA       string
 
+	noted map[string]bool // see noteOnce
+
 	// deathCode is the exit code if an embedded ledger must end the process.
 	deathCode int
 }
 
 // run is the program: it returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, deathCode: exitUnknown}
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, deathCode: exitUnknown, noted: map[string]bool{}}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)

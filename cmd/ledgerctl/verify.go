@@ -27,7 +27,7 @@ key that is remembered of the ledger. Of several entries it takes the newest reg
 --require holds the entry to more: kind, action, outcome, job, principal; and, of the reference that FILE is: role, purpose, artifact.
 
 It says VERIFIED (exit code 0), NOT VERIFIED (1) or COULD NOT TELL (2). Verified means recorded and unaltered; it does not mean true or
-approved. Files are always read: there is no cache.`,
+approved. Files are always read: there is no cache. With -o json, several FILEs that are looked up give a list.`,
 		Example: `  ledgerctl verify model.json --receipt model.receipt --trust ledger.policy --require kind=run,role=output,job=train
   ledgerctl verify data/ model.json -o json`,
 		RunE: func(c *cobra.Command, args []string) error {
