@@ -48,6 +48,12 @@ type format struct {
 	NodeID    lineage.ID `json:"nodeId"`
 }
 
+// encode returns the one form of FORMAT.
+func (f format) encode() ([]byte, error) {
+	b, err := json.Marshal(f)
+	return append(b, '\n'), err
+}
+
 // directory is a locked ledger directory.
 type directory struct {
 	fs   vfs.FS
@@ -127,6 +133,9 @@ func (d *directory) read() error {
 	if d.Version != formatVersion {
 		return fmt.Errorf("%w: %s has format %d, this program knows %d; use the version of Provledger that wrote it or a newer one", ErrFormat, d.path, d.Version, formatVersion)
 	}
+	if want, err := d.format.encode(); err != nil || !bytes.Equal(b, want) {
+		return fmt.Errorf("%w: %s is not as this program wrote it", ErrFormat, d.join(formatFile))
+	}
 	secret, err := d.readFile(secretFile)
 	if err != nil {
 		return fmt.Errorf("the node's secret: %w; without it this node cannot sign: put it back from where you keep it", err)
@@ -198,11 +207,11 @@ func randomBytes(n int) []byte {
 
 // complete writes FORMAT: from now on the directory is a ledger.
 func (d *directory) complete() error {
-	b, err := json.Marshal(d.format)
+	b, err := d.format.encode()
 	if err != nil {
 		return err
 	}
-	if err := d.write(formatFile, append(b, '\n'), false); err != nil {
+	if err := d.write(formatFile, b, false); err != nil {
 		return err
 	}
 	d.fresh = false

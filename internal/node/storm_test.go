@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -171,7 +170,7 @@ func openStorm(ctx context.Context, fs vfs.FS, edit func(*Config)) (*opened, err
 		o.mu.Lock()
 		o.dead = fmt.Sprintf("%s: %v", reason, err)
 		o.mu.Unlock()
-		runtime.Goexit() // it never returns
+		// The node sees to it that this goroutine goes no further, not even through its deferred calls.
 	})
 	if edit != nil {
 		edit(&c)
