@@ -145,8 +145,10 @@ func (l *Ledger) checkPrefixes(heads map[uint32]Head) (err error) {
 			return corrupt("key %x is of no known kind", k)
 		}
 		log := binary.BigEndian.Uint32(k[1:])
-		if _, known := heads[log]; !known {
-			if _, err := l.LogByNumber(log); err != nil { // not one that was created meanwhile
+		if _, known := heads[log]; !known { // unless it was created meanwhile
+			if _, registered, err := l.get(logKey(tagRegistry, log)); err != nil {
+				return err
+			} else if !registered {
 				return corrupt("key %x belongs to a log that does not exist", k)
 			}
 		}

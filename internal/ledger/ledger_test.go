@@ -395,7 +395,9 @@ func TestOtherDecisionsQuarantine(t *testing.T) {
 	if _, err := l.Tree(MainLog); !errors.Is(err, ErrQuarantined) {
 		t.Errorf("serves trees: %v", err)
 	}
-	if err := l.WaitSize(context.Background(), MainLog, 1<<40); !errors.Is(err, ErrQuarantined) {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := l.WaitSize(ctx, MainLog, 1<<40); !errors.Is(err, ErrQuarantined) {
 		t.Errorf("WaitSize: %v", err)
 	}
 	// Nothing is applied any more.
@@ -685,8 +687,11 @@ func TestLogsLoadOnFirstUse(t *testing.T) {
 func TestReadWhileApplying(t *testing.T) {
 	s, l := simple(t, vfs.NewMem(), 10)
 	at := len(s.entries)
-	for range 60 {
+	for i := range 60 {
 		s.add(s.good(1 + s.rng.IntN(30)).encoded())
+		if i%6 == 0 {
+			s.add(s.createLog(testLog(uint32(10+i), fmt.Sprint("log-", i))).encoded())
+		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var readers sync.WaitGroup
@@ -732,6 +737,14 @@ func TestReadWhileApplying(t *testing.T) {
 			}
 		})
 	}
+	readers.Go(func() { // a check runs beside appends and new logs
+		for ctx.Err() == nil {
+			if err := l.Check(ctx); err != nil && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+				return
+			}
+		}
+	})
 	waited := make(chan error, 1)
 	go func() { waited <- l.WaitSize(ctx, MainLog, uint64(len(s.m.logs[MainLog].leaves))) }()
 	for i := at; i < len(s.entries); i++ {
