@@ -222,7 +222,7 @@ func (s *Sequencer) recompose() {
 	s.held = nil
 	clear(s.specs)
 	if unsure {
-		s.term = 0 // the next command waits for a barrier
+		s.unsettled = true
 	}
 }
 
@@ -254,8 +254,8 @@ func (s *Sequencer) refused(d ledger.Decision) {
 	}
 	if s.refusals++; s.refusals == 2 {
 		err := fmt.Errorf("%w: %w: two commands of this node had wrong roots, so its memory or processor is at fault; it appends nothing more "+
-			"until it is started again, on another machine if this recurs", ErrNotApplied, ledger.ErrQuarantined)
-		s.distrust.Store(&err)
+			"in this term; start it again, on another machine if this recurs", ErrNotApplied, ledger.ErrQuarantined)
+		s.distrust.Store(&distrust{s.term, err})
 		s.o.Logger.Error("two commands of this node had wrong roots; it gives up leadership")
 		if err := s.o.Proposer.StepDown(); err != nil {
 			s.o.Logger.Error("could not give up leadership", "err", err)
@@ -267,9 +267,6 @@ func (s *Sequencer) refused(d ledger.Decision) {
 // is not known yet; the waiting requests are then answered.
 func (s *Sequencer) settle() bool {
 	term := s.o.Proposer.Term()
-	if term == s.term && term != 0 {
-		return true
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), barrierTimeout)
 	defer cancel()
 	if err := s.o.Proposer.Barrier(ctx); err != nil {
@@ -280,9 +277,8 @@ func (s *Sequencer) settle() bool {
 	// The term as it was before the barrier: if it has moved on since, the barrier may not have been of the new one.
 	if s.term != term {
 		s.refusals = 0
-		s.distrust.Store(nil)
 	}
-	s.term = term
+	s.term, s.unsettled = term, false
 	return true
 }
 
@@ -294,7 +290,7 @@ func (s *Sequencer) failBacklog(err error) {
 
 // flush composes and proposes one command from the backlog.
 func (s *Sequencer) flush() {
-	if s.o.Proposer.Term() != s.term || s.term == 0 {
+	if s.o.Proposer.Term() != s.term || s.unsettled {
 		if len(s.flying) > 0 {
 			s.land(<-s.landed)
 			return

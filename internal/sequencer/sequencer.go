@@ -118,18 +118,19 @@ type Sequencer struct {
 	names  sync.Map // log -> *nameCache
 	m      Metrics
 
-	// distrust says why nothing more is composed in this term; nil if all is well.
-	distrust atomic.Pointer[error]
+	distrust atomic.Pointer[distrust]
 
 	// Owned by run.
 	specs    map[uint32]*spec
-	term     uint64
 	flying   []*flight
 	landed   chan *flight
 	held     []*pending // wait for what is in flight
-	refusals int        // AFTER refusals in this term
 	backlog  backlog
 	remember int // event ids a log, maxRemembered but in tests
+
+	term      uint64
+	unsettled bool // the next command waits for a barrier: it is the first, or what became of an earlier one is not known
+	refusals  int  // AFTER refusals in this term
 }
 
 // Metrics counts what the sequencer does.
@@ -170,16 +171,23 @@ func start(o Options, remember int) *Sequencer {
 	s := &Sequencer{
 		o: o, queue: make(chan *pending, 1024), stop: make(chan struct{}), done: make(chan struct{}),
 		specs: map[uint32]*spec{}, landed: make(chan *flight, maxInFlight), keys: keySource{random: o.Random}, remember: remember,
+		unsettled: true,
 	}
 	go s.run()
 	return s
 }
 
+// distrust says why nothing more is composed in a term.
+type distrust struct {
+	term uint64
+	err  error
+}
+
 // Distrust returns nil, or why this node composes nothing more in this term: an error that wraps ErrNotApplied and
 // ledger.ErrQuarantined.
 func (s *Sequencer) Distrust() error {
-	if err := s.distrust.Load(); err != nil {
-		return *err
+	if d := s.distrust.Load(); d != nil && d.term == s.o.Proposer.Term() {
+		return d.err
 	}
 	return nil
 }

@@ -488,8 +488,12 @@ func TestManyLogs(t *testing.T) {
 func TestDistrust(t *testing.T) {
 	r := newRig(t)
 	var bad atomic.Int32
+	var lost atomic.Bool
 	r.raft.mu.Lock()
 	r.raft.fate = func(int) fate {
+		if lost.CompareAndSwap(true, false) {
+			return unknownLost
+		}
 		if bad.Add(-1) >= 0 {
 			return refuseAfter
 		}
@@ -501,6 +505,12 @@ func TestDistrust(t *testing.T) {
 	if r.raft.stepDowns.Load() != 0 || r.Distrust() != nil {
 		t.Fatal("one wrong root is enough")
 	}
+	// An answer that is lost does not begin a new term.
+	lost.Store(true)
+	if _, err := r.append(event()); !errors.Is(err, ErrUnknown) {
+		t.Fatal(err)
+	}
+	r.must(event())
 	bad.Store(1)
 	e := event()
 	_, err := r.append(e)
@@ -524,6 +534,35 @@ func TestDistrust(t *testing.T) {
 	if _, err := r.l.Entry(ledger.MainLog, 0, true); err != nil {
 		t.Error(err)
 	}
+}
+
+// Where another node can take over, a new term is a new beginning.
+func TestDistrustEndsWithTheTerm(t *testing.T) {
+	r := newRig(t)
+	r.must(event())
+	r.raft.stepDown = func() error { r.raft.term.Add(1); return nil }
+	var bad atomic.Int32
+	bad.Store(2)
+	r.raft.mu.Lock()
+	r.raft.fate = func(int) fate {
+		if bad.Add(-1) >= 0 {
+			return refuseAfter
+		}
+		return accept
+	}
+	r.raft.mu.Unlock()
+	r.must(event())
+	if r.raft.stepDowns.Load() != 1 || r.Distrust() != nil {
+		t.Errorf("stepped down %d times, distrust %v", r.raft.stepDowns.Load(), r.Distrust())
+	}
+	// Also when the new term comes later, and nothing waits for it.
+	r.raft.stepDown = func() error { return nil }
+	bad.Store(2)
+	if _, err := r.append(event()); !errors.Is(err, ledger.ErrQuarantined) {
+		t.Error(err)
+	}
+	r.raft.term.Add(1)
+	r.must(event())
 }
 
 // A damaged ledger takes nothing. What was in flight is in the log for good, so nobody can say that it is not applied.
