@@ -3,14 +3,13 @@ package disk
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -21,38 +20,34 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// death keeps the reasons of a Die.
-type death struct {
-	mu      sync.Mutex
-	reasons []string
+var key, value = []byte("key"), []byte("value")
+
+// deaths counts the calls of Die. A death blocks its goroutine, as in production, until the test is over.
+type deaths struct {
+	reasons chan string
+	over    chan struct{}
 }
 
-func (d *death) die(reason string, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.reasons = append(d.reasons, fmt.Sprintf("%s: %v", reason, err))
+func newDeaths() *deaths {
+	return &deaths{reasons: make(chan string, 100), over: make(chan struct{})}
 }
 
-func (d *death) wait(t *testing.T) string {
+func (d *deaths) die(reason string, err error) {
+	d.reasons <- reason
+	<-d.over
+}
+
+func open(t *testing.T, fs vfs.FS, d *deaths, change func(*Options)) *Store {
 	t.Helper()
-	for range 5000 {
-		d.mu.Lock()
-		n := len(d.reasons)
-		d.mu.Unlock()
-		if n > 0 {
-			return d.reasons[0]
-		}
-		time.Sleep(time.Millisecond)
+	o := Options{
+		FS: fs, Dir: "state", Name: "state", MemTableBytes: 1 << 20, BlockCacheBytes: 1 << 20,
+		Logger: slog.New(slog.DiscardHandler), Die: func(reason string, err error) { t.Errorf("died: %s: %v", reason, err) },
 	}
-	t.Fatal("survived")
-	return ""
-}
-
-func open(t *testing.T, fs vfs.FS, d *death, edit func(*Options)) *Store {
-	t.Helper()
-	o := Options{FS: fs, Dir: "node/state", Name: "state", MemTableBytes: 256 << 10, BlockCacheBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler), Die: d.die}
-	if edit != nil {
-		edit(&o)
+	if d != nil {
+		o.Die = d.die
+	}
+	if change != nil {
+		change(&o)
 	}
 	s, err := Open(o)
 	if err != nil {
@@ -61,229 +56,186 @@ func open(t *testing.T, fs vfs.FS, d *death, edit func(*Options)) *Store {
 	return s
 }
 
-func set(t *testing.T, s *Store, key, value string) {
+func set(t *testing.T, s *Store) {
 	t.Helper()
-	if err := s.DB.Set([]byte(key), []byte(value), pebble.NoSync); err != nil {
+	if err := s.DB.Set(key, value, pebble.NoSync); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// durable reads what survives, "" if nothing.
-func durable(t *testing.T, s *Store, key string) string {
-	t.Helper()
-	v, ok, err := s.DurableValue([]byte(key))
-	if err != nil || !ok && v != nil {
-		t.Fatal(v, ok, err)
-	}
-	return string(v)
-}
+// isTable says whether an operation concerns a table or its creation, not the store's other files.
+func isTable(op errorfs.Op) bool { return strings.HasSuffix(op.Path, ".sst") }
 
-// What DurableValue says is what a power cut leaves, and a flush makes it so (H1).
-func TestDurableValue(t *testing.T) {
-	var d death
-	mem := vfs.NewCrashableMem()
-	s := open(t, mem, &d, nil)
-	set(t, s, "kk", "other")
-	set(t, s, "k", "1")
-	if v := durable(t, s, "k"); v != "" {
-		t.Errorf("%q before any flush", v)
-	}
-	if err := s.Flush(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	set(t, s, "k", "2")
-	if v := durable(t, s, "k"); v != "1" {
-		t.Errorf("%q after a flush at 1", v)
-	}
-	clone := mem.CrashClone(vfs.CrashCloneCfg{})
-	c := open(t, clone, &d, nil)
-	if v := durable(t, c, "k"); v != "1" {
-		t.Errorf("a power cut left %q", v)
-	}
-	if err := c.Abandon(); err != nil {
-		t.Error(err)
-	}
-	if err := s.Close(t.Context()); err != nil { // H4
-		t.Fatal(err)
-	}
-	c = open(t, mem.CrashClone(vfs.CrashCloneCfg{}), &d, nil)
-	if v := durable(t, c, "k"); v != "2" {
-		t.Errorf("a clean stop left %q", v)
-	}
-	if err := c.Abandon(); err != nil {
-		t.Error(err)
-	}
-}
-
-// A flush that does not end ends with its context; Close, and a goroutine that is left behind, do not panic.
-func TestFlushGivesUp(t *testing.T) {
-	var d death
-	release := make(chan struct{})
-	var armed atomic.Bool
-	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if armed.Load() && op.Kind == errorfs.OpCreate && strings.HasSuffix(op.Path, ".sst") {
-			<-release
+// What is durable is what a power cut leaves, neither more nor less: everything about the raft log is decided by it (H1).
+func TestDurableValueIsWhatAPowerCutLeaves(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	s := open(t, fs, nil, nil)
+	defer s.Abandon()
+	afterPowerCut := func() bool {
+		c := open(t, fs.CrashClone(vfs.CrashCloneCfg{}), nil, nil)
+		defer c.Abandon()
+		_, closer, err := c.DB.Get(key)
+		if err == nil {
+			closer.Close()
+		} else if !errors.Is(err, pebble.ErrNotFound) {
+			t.Fatal(err)
 		}
-		return nil
-	}))
-	s := open(t, fs, &d, nil)
-	set(t, s, "k", "1")
-	armed.Store(true)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	for _, f := range []func(context.Context) error{s.Flush, s.Close} {
-		if err := f(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("got %v", err)
+		return err == nil
+	}
+	set(t, s)
+	for _, want := range []bool{false, true} {
+		v, ok, err := s.DurableValue(key)
+		if err != nil || ok != want || ok && string(v) != string(value) {
+			t.Errorf("flushed %v: durable value %q, %v, %v", want, v, ok, err)
+		}
+		if got := afterPowerCut(); got != want {
+			t.Errorf("flushed %v: a power cut leaves it: %v", want, got)
+		}
+		if err := s.Flush(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 	}
-	close(release)
-	armed.Store(false)
-	gone, leave := context.WithCancel(t.Context())
-	leave()
-	for range 50 {
-		_ = s.Flush(gone)
-	}
-	if err := s.Close(t.Context()); err != nil {
-		t.Error(err)
-	}
 }
 
-// A store that cannot write, or whose disk hangs, ends the process: Pebble itself would try for ever (H5, H7).
-func TestDies(t *testing.T) {
-	for name, c := range map[string]struct {
-		fault error // nil: hang
-		want  string
-	}{
-		"disk full": {syscall.ENOSPC, "cannot write"},
-		"I/O error": {syscall.EIO, "cannot write"},
-		"other":     {errors.New("odd"), "cannot write"},
-		"hang":      {nil, "hangs"},
+// A store that was closed is complete without a replay; one that was abandoned is as a crash leaves it (H4).
+func TestCloseFlushes(t *testing.T) {
+	for name, end := range map[string]func(*Store) error{
+		"close":   func(s *Store) error { return s.Close(context.Background()) },
+		"abandon": func(s *Store) error { return s.Abandon() },
 	} {
-		t.Run(name, func(t *testing.T) {
-			var d death
-			var armed atomic.Bool
-			release := make(chan struct{})
-			fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
-				if !armed.Load() || !strings.HasSuffix(op.Path, ".sst") || op.Kind.ReadOrWrite() == errorfs.OpIsRead {
+		fs := vfs.NewCrashableMem()
+		s := open(t, fs, nil, nil)
+		set(t, s)
+		if err := end(s); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: rand.New(rand.NewPCG(1, 1))}), nil, nil)
+		_, ok, err := s.DurableValue(key)
+		if err != nil || ok != (name == "close") {
+			t.Errorf("%s: the value is there: %v, %v", name, ok, err)
+		}
+		if err := s.Abandon(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A store that cannot write ends the process: at once where a retry cannot help, at the third failure in a row otherwise (H5). Pebble
+// would go on trying for ever and say so to nobody.
+func TestBackgroundErrorDies(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		err      error
+		failures int // before the disk works again; 0: never
+		tries    int // that are made
+		dies     bool
+	}{
+		{"full disk", syscall.ENOSPC, 0, 1, true},
+		{"I/O error", syscall.EIO, 0, 1, true},
+		{"others", errors.New("injected"), 0, maxBackgroundErrors, true},
+		{"hiccup", errors.New("injected"), maxBackgroundErrors - 1, maxBackgroundErrors, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tries := make(chan struct{}, 100)
+			heal := new(errorfs.Toggle)
+			heal.Injector = errorfs.InjectorFunc(func(op errorfs.Op) error {
+				if op.Kind != errorfs.OpCreate || !isTable(op) {
 					return nil
 				}
-				if c.fault == nil {
-					<-release
+				tries <- struct{}{}
+				if tc.failures > 0 && len(tries) > tc.failures {
+					return nil
 				}
-				return c.fault
-			}))
-			s := open(t, fs, &d, func(o *Options) { o.SlowWarn, o.SlowKill = 10*time.Millisecond, 50*time.Millisecond })
-			set(t, s, "k", "1")
-			armed.Store(true)
-			go func() { _ = s.Flush(t.Context()) }()
-			if why := d.wait(t); !strings.Contains(why, c.want) || c.fault != nil && !strings.Contains(why, c.fault.Error()) {
-				t.Error(why)
-			}
-			armed.Store(false)
-			close(release)
-			if err := s.Close(t.Context()); err != nil {
+				return tc.err
+			})
+			heal.On()
+			d := newDeaths()
+			s := open(t, errorfs.Wrap(vfs.NewMem(), heal), d, nil)
+			set(t, s)
+			flushed := make(chan error, 1)
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() { flushed <- s.Flush(ctx) }()
+			if tc.dies {
+				if reason := <-d.reasons; !strings.Contains(reason, "cannot write") {
+					t.Errorf("died of %q", reason)
+				}
+			} else if err := <-flushed; err != nil {
 				t.Error(err)
+			}
+			if got := len(tries); got != tc.tries {
+				t.Errorf("%d tries, want %d", got, tc.tries)
+			}
+			heal.Off()
+			close(d.over)
+			cancel()
+			if err := s.Abandon(); err != nil {
+				t.Error(err)
+			}
+			if !tc.dies && len(d.reasons) > 0 {
+				t.Errorf("died of a hiccup: %s", <-d.reasons)
 			}
 		})
 	}
 }
 
-// One hiccup that Pebble's second attempt cures is not the end.
-func TestHiccup(t *testing.T) {
-	var d death
-	var faults atomic.Int32
-	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind == errorfs.OpCreate && strings.HasSuffix(op.Path, ".sst") && faults.Add(-1) >= 0 {
-			return errors.New("hiccup")
-		}
-		return nil
-	}))
-	s := open(t, fs, &d, nil)
-	for i := range 4 {
-		set(t, s, "k", fmt.Sprint(i))
-		faults.Store(maxBackgroundErrors - 1)
-		if err := s.Flush(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := s.Close(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if len(d.reasons) > 0 {
-		t.Errorf("died of %v", d.reasons)
+// A MANIFEST that cannot be written is where Pebble itself gives up, by its logger. That is a death like any other, not a panic.
+func TestPebbleGivingUpDies(t *testing.T) {
+	died := make(chan string, 1)
+	l := logger{slog.New(slog.DiscardHandler), "state", func(reason string, err error) {
+		died <- reason
+		runtime.Goexit()
+	}}
+	go l.Fatalf("MANIFEST flush failed: %v", syscall.ENOSPC)
+	if reason := <-died; !strings.Contains(reason, "state store") || !strings.Contains(reason, syscall.ENOSPC.Error()) {
+		t.Errorf("died of %q", reason)
 	}
 }
 
-// At whatever file operation of making, filling and opening a store the power goes, and in whatever order directory entries become
-// durable, the store opens.
-func TestPowerCuts(t *testing.T) {
-	var d death
-	mem := vfs.NewCrashableMem()
-	if err := mem.MkdirAll("node", 0o700); err != nil {
-		t.Fatal(err)
-	}
-	root, err := mem.OpenDir("/")
-	if err == nil {
-		err = errors.Join(root.Sync(), root.Close())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	clones := uint64(0)
-	var mu sync.Mutex
-	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind.ReadOrWrite() == errorfs.OpIsRead {
+// A disk that hangs ends the process (H7), and a flush that waits for it lets its caller go.
+func TestSlowDiskDies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileWrite && isTable(op) {
+				<-release
+			}
 			return nil
+		}))
+		d := newDeaths()
+		s := open(t, fs, d, func(o *Options) { o.SlowWarn, o.SlowKill = time.Second, 10*time.Second })
+		set(t, s)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		if err := s.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("flush of a hanging disk: %v", err)
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		for _, percent := range []int{0, 30, 50, 70, 100} {
-			clones++
-			clone := mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rand.New(rand.NewPCG(clones, 1))})
-			s, err := Open(Options{FS: clone, Dir: "node/state", Name: "state", MemTableBytes: 256 << 10, BlockCacheBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler), Die: d.die})
-			if err != nil {
-				t.Errorf("operation %v of %s, %d %%: %v", op.Kind, op.Path, percent, err)
-				continue
-			}
-			if err := s.Abandon(); err != nil {
-				t.Error(err)
-			}
+		if len(d.reasons) != 0 {
+			t.Errorf("died after 3 s: %s", <-d.reasons)
 		}
-		return nil
-	}))
-	for range 3 {
-		s := open(t, fs, &d, nil)
-		for i := range 3 {
-			set(t, s, fmt.Sprint(i), strings.Repeat("x", 1000))
-			if err := s.Flush(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+		began := time.Now()
+		if reason := <-d.reasons; !strings.Contains(reason, "hangs") {
+			t.Errorf("died of %q", reason)
 		}
-		if err := s.Close(t.Context()); err != nil {
-			t.Fatal(err)
+		if waited := time.Since(began) + 3*time.Second; waited < 10*time.Second || waited > 15*time.Second {
+			t.Errorf("died after %v, want a little more than 10 s", waited)
 		}
-	}
-	if clones < 200 {
-		t.Errorf("only %d clones", clones)
-	}
-	if len(d.reasons) > 0 {
-		t.Errorf("died of %v", d.reasons)
-	}
+		close(d.over)
+		close(release)
+		if err := s.Abandon(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
+// What the file system cannot say is no reason to refuse.
 func TestFreeBytes(t *testing.T) {
-	mem := vfs.NewMem()
-	if n, err := FreeBytes(mem, "x"); n != ^uint64(0) || err != nil {
-		t.Errorf("a disk that cannot say: %d, %v", n, err)
+	if free, err := FreeBytes(vfs.NewMem(), "/"); err != nil || free != ^uint64(0) {
+		t.Errorf("memory: %d, %v", free, err)
 	}
-	mem.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: 7, TotalBytes: 9, UsedBytes: 2})
-	if n, err := FreeBytes(mem, "x"); n != 7 || err != nil {
-		t.Errorf("%d, %v", n, err)
+	if free, err := FreeBytes(vfs.Default, t.TempDir()); err != nil || free == 0 || free == ^uint64(0) {
+		t.Errorf("disk: %d, %v", free, err)
 	}
-	if n, err := FreeBytes(vfs.Default, t.TempDir()); n == 0 || n == ^uint64(0) || err != nil {
-		t.Errorf("a real disk: %d, %v", n, err)
-	}
-	if _, err := FreeBytes(vfs.Default, t.TempDir()+"/nowhere"); err == nil {
-		t.Error("a directory that is not there has room")
+	if _, err := FreeBytes(vfs.Default, t.TempDir()+"/missing"); err == nil {
+		t.Error("a missing directory has space")
 	}
 }
