@@ -227,6 +227,29 @@ func TestSlowDiskDies(t *testing.T) {
 	})
 }
 
+// Looking at a store changes nothing in it.
+func TestReadOnly(t *testing.T) {
+	mem := vfs.NewMem()
+	s := open(t, mem, nil, nil)
+	set(t, s)
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpFileClose && !strings.HasSuffix(op.Path, "LOCK") && op.Kind != errorfs.OpLock {
+			t.Errorf("a read-only store writes: %v", op)
+		}
+		return nil
+	}))
+	s = open(t, fs, nil, func(o *Options) { o.ReadOnly = true })
+	if v, ok, err := s.DurableValue(key); err != nil || !ok || string(v) != string(value) {
+		t.Errorf("value %q, %v, %v", v, ok, err)
+	}
+	if err := s.Abandon(); err != nil {
+		t.Error(err)
+	}
+}
+
 // What the file system cannot say is no reason to refuse.
 func TestFreeBytes(t *testing.T) {
 	if free, err := FreeBytes(vfs.NewMem(), "/"); err != nil || free != ^uint64(0) {
