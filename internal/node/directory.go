@@ -231,7 +231,7 @@ func (d *directory) write(name string, content []byte, private bool) error {
 		err = os.Chmod(temporary, 0o600) // before anything is in it
 	}
 	if err == nil {
-		_, err = f.Write(content)
+		_, err = f.Write(bytes.Clone(content)) // a vfs.File may change what it is given, unlike other writers
 	}
 	if err == nil {
 		err = f.Sync()

@@ -72,7 +72,7 @@ func write(t *testing.T, fs vfs.FS, name string, b []byte) {
 	t.Helper()
 	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
 	if err == nil {
-		_, err = f.Write(b)
+		_, err = f.Write(bytes.Clone(b)) // which a vfs.File may change
 		err = errors.Join(err, f.Sync(), f.Close())
 	}
 	if err != nil {

@@ -279,7 +279,7 @@ func writeRecord(t *testing.T, fs vfs.FS, b []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Write(b); err != nil {
+	if _, err := f.Write(bytes.Clone(b)); err != nil { // which a vfs.File may change
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {
