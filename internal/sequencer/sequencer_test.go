@@ -364,7 +364,7 @@ func TestInvalid(t *testing.T) {
 	noID := event()
 	noID.ID = lineage.ID{}
 	control := event()
-	control.Kind, control.Control = lineage.KindControl, &lineage.Control{Principal: "x"}
+	control.Kind, control.Action = lineage.KindControl, uint8(lineage.ControlPrincipal)
 	with := func(f func(q *Request)) Request { q := request(event()); f(&q); return q }
 	long := strings.Repeat("p", lineage.MaxPrincipal+1)
 	for name, c := range map[string]struct {
