@@ -123,6 +123,7 @@ func serveNode(ctx context.Context, release func(), c *Config, n *node.Node, log
 	// From here on a second signal has its usual effect: the end.
 	release()
 	log.Info("draining", "at_most", c.ShutdownTimeout)
+	n.Drain()
 	drained := make(chan struct{})
 	go func() {
 		server.GracefulStop()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -113,6 +114,9 @@ type Node struct {
 	consensus *consensus.Consensus
 	sequencer *sequencer.Sequencer
 	created   bool
+
+	mu       sync.Mutex
+	services []*rpc.Service
 
 	rpcMetrics *rpc.Metrics
 	health     *health.Server

@@ -19,12 +19,25 @@ import (
 // NewServer returns a gRPC server with the ledger service, health and reflection. The caller serves and stops it, before Close.
 func (n *Node) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 	s := grpc.NewServer(append(rpc.ServerOptions(n.c.Logger, n.rpcMetrics), extra...)...)
-	rpc.New(rpc.Options{
+	service := rpc.New(rpc.Options{
 		Ledger: n.ledger, Appender: n.sequencer, Checkpoints: n.signer, Finder: n.ledger, Identify: n.identify, Logger: n.c.Logger,
-	}).Register(s)
+	})
+	service.Register(s)
+	n.mu.Lock()
+	n.services = append(n.services, service)
+	n.mu.Unlock()
 	healthpb.RegisterHealthServer(s, n.health)
 	reflection.Register(s)
 	return s
+}
+
+// Drain ends what a graceful stop of a server would wait for without end: watches.
+func (n *Node) Drain() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.services {
+		s.Drain()
+	}
 }
 
 // identify is who everybody is until there is access control: the one local principal of this ledger.

@@ -29,11 +29,11 @@ func (s *Service) Append(ctx context.Context, r *ledgerv1.AppendRequest) (*ledge
 	size := out.Tree.Head().Size
 	hashes, err := merkle.ProveInclusion(e.Index, size, out.Tree)
 	if err != nil {
-		return nil, err
+		return nil, unproven(err)
 	}
 	note, err := s.checkpointOf(out.Tree)
 	if err != nil {
-		return nil, err
+		return nil, unproven(err)
 	}
 	return &ledgerv1.AppendResponse{
 		Index: e.Index, LeafHash: e.LeafHash[:], TreeSize: size, Duplicate: e.Duplicate,
@@ -62,10 +62,18 @@ func (s *Service) BatchAppend(ctx context.Context, r *ledgerv1.BatchAppendReques
 		resp.Results[i] = &results[i]
 	}
 	if resp.Runs, err = proveRuns(out); err != nil {
-		return nil, err
+		return nil, unproven(err)
 	}
-	resp.Checkpoint, err = s.checkpointOf(out.Tree)
-	return resp, err
+	if resp.Checkpoint, err = s.checkpointOf(out.Tree); err != nil {
+		return nil, unproven(err)
+	}
+	return resp, nil
+}
+
+// unproven says that the events are recorded and no receipt could be made. To the caller that is an unknown outcome: sending them again
+// under the same ids tells.
+func unproven(err error) error {
+	return fmt.Errorf("%w: recorded, but no receipt can be given: %w", sequencer.ErrUnknown, err)
 }
 
 func (s *Service) append(ctx context.Context, log string, messages []*ledgerv1.Event, size int) (*sequencer.Result, error) {

@@ -40,6 +40,10 @@ const (
 	// be on their way; a read costs CPU, so few more than cores make sense, and the rest queue.
 	maxReads  = 64
 	maxWrites = 4_096
+	// maxScans at once: each keeps a core busy, and they must not keep point reads waiting.
+	maxScans = 4
+	// maxOpenStreams over all connections: watchers cost little while nothing happens.
+	maxOpenStreams = 1_024
 	// callTimeout is for callers who set no deadline on a unary call.
 	callTimeout = 60 * time.Second
 )

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,7 +28,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 }
 
 func (m *Metrics) observe(method string, code codes.Code, d time.Duration) {
-	name := method[strings.LastIndexByte(method, '/')+1:]
+	name := shortName(method)
 	m.calls.WithLabelValues(name, code.String()).Inc()
 	m.seconds.WithLabelValues(name).Observe(d.Seconds())
 }

@@ -18,15 +18,16 @@ const (
 
 // position is where a paged answer goes on. The tree size of the first page is kept, so that all pages are of one answer.
 type position struct {
-	kind byte
-	log  uint32
-	next uint64
-	size uint64
+	kind  byte
+	log   uint32
+	query uint64 // fingerprint of what is looked for
+	next  uint64
+	size  uint64
 }
 
 // token is opaque to clients; it is no secret and grants nothing.
 func (p position) token() string {
-	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%c.%d.%d.%d", p.kind, p.log, p.next, p.size))
+	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%c.%d.%d.%d.%d", p.kind, p.log, p.query, p.next, p.size))
 }
 
 // resume takes next and size from a token of the same kind of request on the same log; an empty token changes nothing.
@@ -37,9 +38,9 @@ func (p *position) resume(token string, current uint64) error {
 	var q position
 	b, err := base64.RawURLEncoding.DecodeString(token)
 	if err == nil && len(token) <= maxTokenBytes {
-		_, err = fmt.Sscanf(string(b), "%c.%d.%d.%d", &q.kind, &q.log, &q.next, &q.size)
+		_, err = fmt.Sscanf(string(b), "%c.%d.%d.%d.%d", &q.kind, &q.log, &q.query, &q.next, &q.size)
 	}
-	if err != nil || q.token() != token || q.kind != p.kind || q.log != p.log || q.next > q.size || q.kind != pageLogs && q.size > current {
+	if err != nil || q.token() != token || q.kind != p.kind || q.log != p.log || q.query != p.query || q.next > q.size || q.kind != pageLogs && q.size > current {
 		return invalid("page_token", "is not one that this request got; start again without it")
 	}
 	*p = q

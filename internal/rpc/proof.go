@@ -110,6 +110,9 @@ func (s *Service) GetConsistencyProof(_ context.Context, r *ledgerv1.GetConsiste
 	if err != nil {
 		return nil, err
 	}
+	if current := t.Head().Size; r.GetFirstSize() > current {
+		return nil, beyond("first_size", r.GetFirstSize(), current)
+	}
 	if r.GetFirstSize() > second {
 		return nil, invalid("first_size", fmt.Sprintf("%d is larger than the second size %d", r.GetFirstSize(), second))
 	}

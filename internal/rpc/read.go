@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/ledger"
@@ -175,9 +178,20 @@ func (s *Service) sendRange(ctx context.Context, log uint32, first, end uint64, 
 	return nil
 }
 
+// errDraining ends a watch on a server that stops; the client goes on elsewhere, or here after the restart.
+var errDraining = status.Error(codes.Unavailable, "the server is stopping; watch again from the next index")
+
 // Watch implements the method of the service.
 func (s *Service) Watch(r *ledgerv1.WatchRequest, stream grpc.ServerStreamingServer[ledgerv1.WatchResponse]) error {
-	ctx := stream.Context()
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-s.draining:
+			cancel(errDraining)
+		case <-ctx.Done():
+		}
+	}()
 	first := r.GetFirstIndex()
 	for {
 		g, t, err := s.tree(r.GetLog())
@@ -199,6 +213,9 @@ func (s *Service) Watch(r *ledgerv1.WatchRequest, stream grpc.ServerStreamingSer
 			first = size
 		}
 		if err := s.o.Ledger.WaitSize(ctx, g.Number, first+1); err != nil {
+			if errors.Is(context.Cause(ctx), errDraining) {
+				return errDraining
+			}
 			return err
 		}
 	}
@@ -218,7 +235,7 @@ func (s *Service) FindEntries(ctx context.Context, r *ledgerv1.FindEntriesReques
 	if err != nil {
 		return nil, err
 	}
-	at := position{kind: pageFind, log: g.Number, next: r.GetFirstIndex(), size: t.Head().Size}
+	at := position{kind: pageFind, log: g.Number, query: fingerprint(r), next: r.GetFirstIndex(), size: t.Head().Size}
 	if err := at.resume(r.GetPageToken(), t.Head().Size); err != nil {
 		return nil, err
 	}
@@ -238,6 +255,25 @@ func (s *Service) FindEntries(ctx context.Context, r *ledgerv1.FindEntriesReques
 		resp.NextPageToken = at.token()
 	}
 	return resp, nil
+}
+
+// fingerprint binds a page token to what was looked for.
+func fingerprint(r *ledgerv1.FindEntriesRequest) uint64 {
+	h := fnv.New64a()
+	list := func(texts ...string) {
+		for _, t := range texts {
+			fmt.Fprintf(h, "%d:%s", len(t), t)
+		}
+		fmt.Fprint(h, ";")
+	}
+	fmt.Fprint(h, r.GetPrefix(), r.GetMembers())
+	list(r.GetDigests()...)
+	for _, n := range r.GetNames() {
+		list(n.GetNamespace(), n.GetName(), n.GetVersion())
+	}
+	list(r.GetRunIds()...)
+	list(r.GetEventIds()...)
+	return h.Sum64()
 }
 
 func query(r *ledgerv1.FindEntriesRequest) (q ledger.Query, err error) {
@@ -261,8 +297,12 @@ func query(r *ledgerv1.FindEntriesRequest) (q ledger.Query, err error) {
 		}
 		q.Digests = append(q.Digests, d)
 	}
-	for _, m := range r.GetNames() {
-		q.Names = append(q.Names, lineage.Name{Namespace: m.GetNamespace(), Name: m.GetName(), Version: m.GetVersion()})
+	for i, m := range r.GetNames() {
+		n := lineage.Name{Namespace: m.GetNamespace(), Name: m.GetName(), Version: m.GetVersion()}
+		if n.Name == "" || max(len(n.Namespace), len(n.Name), len(n.Version)) > lineage.MaxNameBytes {
+			return q, invalid(fmt.Sprintf("names[%d]", i), fmt.Sprintf("a name is required, and each part has at most %d bytes", lineage.MaxNameBytes))
+		}
+		q.Names = append(q.Names, n)
 	}
 	if q.RunIDs, err = ids("run_ids", r.GetRunIds()); err != nil {
 		return q, err

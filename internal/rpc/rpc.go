@@ -6,6 +6,7 @@ package rpc
 import (
 	"context"
 	"log/slog"
+	"sync"
 
 	"google.golang.org/grpc"
 
@@ -50,11 +51,16 @@ type Options struct {
 type Service struct {
 	ledgerv1.UnimplementedLedgerServiceServer
 
-	o Options
+	o        Options
+	draining chan struct{} // closed by Drain
+	drain    sync.Once
 }
 
 // New returns a service.
-func New(o Options) *Service { return &Service{o: o} }
+func New(o Options) *Service { return &Service{o: o, draining: make(chan struct{})} }
+
+// Drain ends the watches, which would otherwise last as long as their clients like. Everything else goes on.
+func (s *Service) Drain() { s.drain.Do(func() { close(s.draining) }) }
 
 // Register adds the service to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { ledgerv1.RegisterLedgerServiceServer(r, s) }

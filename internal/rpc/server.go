@@ -12,12 +12,18 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
+
+	"github.com/provledger/provledger/internal/ledger"
+	"github.com/provledger/provledger/internal/sequencer"
 )
 
 // ServerOptions returns the limits that every server of this API runs under, and the interceptors that turn errors into statuses, keep
 // reads and writes out of each other's way and measure.
 func ServerOptions(l *slog.Logger, m *Metrics) []grpc.ServerOption {
-	c := &calls{log: l, metrics: m, reads: make(chan struct{}, maxReads), writes: make(chan struct{}, maxWrites)}
+	c := &calls{
+		log: l, metrics: m, reads: make(chan struct{}, maxReads), writes: make(chan struct{}, maxWrites),
+		scans: make(chan struct{}, maxScans), streams: make(chan struct{}, maxOpenStreams),
+	}
 	return []grpc.ServerOption{
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxRecvMsgSize(MaxRequestBytes),
@@ -37,15 +43,15 @@ func ServerOptions(l *slog.Logger, m *Metrics) []grpc.ServerOption {
 
 // calls is what happens around every call.
 type calls struct {
-	log           *slog.Logger
-	metrics       *Metrics
-	reads, writes chan struct{}
+	log     *slog.Logger
+	metrics *Metrics
+
+	// One slot a call in progress.
+	reads, writes, scans, streams chan struct{}
 }
 
-func isWrite(method string) bool {
-	name := method[strings.LastIndexByte(method, '/')+1:]
-	return name == "Append" || name == "BatchAppend" || name == "CreateLog"
-}
+// shortName is the last part of a full method name.
+func shortName(method string) string { return method[strings.LastIndexByte(method, '/')+1:] }
 
 func (c *calls) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	start := time.Now()
@@ -66,19 +72,30 @@ func (c *calls) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 func (c *calls) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	start := time.Now()
 	defer func() { err = c.ended(info.FullMethod, start, recover(), err) }()
+	select {
+	case c.streams <- struct{}{}:
+		defer func() { <-c.streams }()
+	default:
+		// A stream may stay for hours, so waiting for one to end is no use.
+		return fmt.Errorf("%w: %d streams are open; retry later or on another node", ledger.ErrOverloaded, maxOpenStreams)
+	}
 	return next(srv, ss)
 }
 
 func (c *calls) admit(ctx context.Context, method string) (release func(), err error) {
 	slots := c.reads
-	if isWrite(method) {
+	switch shortName(method) {
+	case "Append", "BatchAppend", "CreateLog":
 		slots = c.writes
+	case "FindEntries":
+		slots = c.scans
 	}
 	select {
 	case slots <- struct{}{}:
 		return func() { <-slots }, nil
 	case <-ctx.Done():
-		return nil, status.FromContextError(ctx.Err()).Err()
+		// Nothing was queued, whatever the method.
+		return nil, fmt.Errorf("%w: %w", sequencer.ErrNotApplied, ctx.Err())
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -186,6 +187,7 @@ func TestBadRequests(t *testing.T) {
 		"proof far beyond":      {incl(1, math.MaxUint64), codes.FailedPrecondition, ""},
 		"sizes the wrong way":   {cons(9, 8), codes.InvalidArgument, "first_size"},
 		"second size beyond":    {cons(9, 22), codes.FailedPrecondition, ""},
+		"first size beyond":     {cons(22, 8), codes.FailedPrecondition, ""},
 		"negative page":         {list(&ledgerv1.ListEntriesRequest{PageSize: -1}), codes.InvalidArgument, "page_size"},
 		"bad token":             {list(&ledgerv1.ListEntriesRequest{PageToken: "x"}), codes.InvalidArgument, "page_token"},
 		"nothing to find":       {find(&ledgerv1.FindEntriesRequest{}), codes.InvalidArgument, "digests"},
@@ -193,6 +195,8 @@ func TestBadRequests(t *testing.T) {
 		"bad digest to find":    {find(&ledgerv1.FindEntriesRequest{Digests: []string{"sha256:"}}), codes.InvalidArgument, "digests[0]"},
 		"short prefix":          {find(&ledgerv1.FindEntriesRequest{Prefix: true, Digests: []string{"sha256:1234567"}}), codes.InvalidArgument, "digests[0]"},
 		"prefix that is no hex": {find(&ledgerv1.FindEntriesRequest{Prefix: true, Digests: []string{"sha256:1234567g"}}), codes.InvalidArgument, "digests[0]"},
+		"no name to find":       {find(&ledgerv1.FindEntriesRequest{Names: []*ledgerv1.Name{{Namespace: "n"}}}), codes.InvalidArgument, "names[0]"},
+		"long name to find":     {find(&ledgerv1.FindEntriesRequest{Names: []*ledgerv1.Name{{Name: strings.Repeat("n", 1025)}}}), codes.InvalidArgument, "names[0]"},
 		"bad run id to find":    {find(&ledgerv1.FindEntriesRequest{RunIds: []string{"x"}}), codes.InvalidArgument, "run_ids[0]"},
 		"bad event id to find":  {find(&ledgerv1.FindEntriesRequest{EventIds: []string{lineage.NewID().String(), ""}}), codes.InvalidArgument, "event_ids[1]"},
 		"bad name of a log": {func(ctx context.Context) error {
@@ -397,8 +401,20 @@ func TestNothingUnsignedLeaves(t *testing.T) {
 			return s.Recv()
 		},
 	} {
-		if m, err := do(); status.Code(err) != codes.FailedPrecondition {
+		// An append is recorded by then, and its caller has to be told that it may be.
+		want := codes.FailedPrecondition
+		if strings.HasSuffix(name, "Append") {
+			want = codes.Unavailable
+		}
+		m, err := do()
+		if status.Code(err) != want {
 			t.Errorf("%s: %v, %v", name, m, err)
+		}
+		if unknown := slices.ContainsFunc(status.Convert(err).Details(), func(d any) bool {
+			i, ok := d.(*errdetails.ErrorInfo)
+			return ok && i.Reason == "UNKNOWN_OUTCOME"
+		}); unknown != (want == codes.Unavailable) {
+			t.Errorf("%s: unknown outcome %v: %v", name, unknown, err)
 		}
 	}
 }
@@ -484,7 +500,28 @@ func (f blockingFinder) Find(ctx context.Context, _ uint32, _ ledger.Query, _, _
 	return ctx.Err()
 }
 
-// Reads that hang keep no write out.
+// A server that drains ends its watches, so that a graceful stop does not wait for clients that wait for it.
+func TestDrainEndsWatches(t *testing.T) {
+	n := openNode(t)
+	c := serve(t, n.NewServer())
+	w, err := c.Watch(t.Context(), &ledgerv1.WatchRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := w.Recv(); err != nil || len(m.Entries) == 0 {
+		t.Fatalf("the genesis entry: %v, %v", m, err)
+	}
+	n.Drain()
+	n.Drain()
+	if _, err := w.Recv(); status.Code(err) != codes.Unavailable {
+		t.Errorf("after Drain: %v", err)
+	}
+	if _, err := c.GetCheckpoint(t.Context(), &ledgerv1.GetCheckpointRequest{}); err != nil {
+		t.Errorf("a unary call while draining: %v", err)
+	}
+}
+
+// Scans that hang keep no write out, and no point read.
 func TestReadsDoNotStarveWrites(t *testing.T) {
 	n := openNode(t)
 	f := blockingFinder{entered: make(chan struct{}, 1000)}
@@ -494,17 +531,20 @@ func TestReadsDoNotStarveWrites(t *testing.T) {
 	for range 100 {
 		go c.FindEntries(ctx, &ledgerv1.FindEntriesRequest{RunIds: []string{lineage.NewID().String()}})
 	}
-	for range 64 {
+	for range 4 {
 		<-f.entered
 	}
 	limited, stop := context.WithTimeout(t.Context(), 10*time.Second)
 	defer stop()
 	if _, err := c.Append(limited, &ledgerv1.AppendRequest{Event: event(1)}); err != nil {
-		t.Errorf("an append beside reads that hang: %v", err)
+		t.Errorf("an append beside scans that hang: %v", err)
+	}
+	if _, err := c.GetCheckpoint(limited, &ledgerv1.GetCheckpointRequest{}); err != nil {
+		t.Errorf("a point read beside scans that hang: %v", err)
 	}
 	select {
 	case <-f.entered:
-		t.Error("more reads run at once than the limit says")
+		t.Error("more scans run at once than the limit says")
 	default:
 	}
 }

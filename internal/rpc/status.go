@@ -58,14 +58,15 @@ var classes = []struct {
 	code   codes.Code
 	reason string
 }{
+	// What is known about an append comes first, whatever went wrong.
+	{sequencer.ErrUnknown, codes.Unavailable, reasonUnknown},
+	{sequencer.ErrNotApplied, codes.Unavailable, reasonNotApplied},
 	{ledger.ErrQuarantined, codes.FailedPrecondition, reasonQuarantined},
 	{ledger.ErrConflict, codes.AlreadyExists, ""},
 	{ledger.ErrInvalid, codes.InvalidArgument, ""},
 	{ledger.ErrNotFound, codes.NotFound, ""},
 	{ledger.ErrOverloaded, codes.ResourceExhausted, reasonOverloaded},
 	{errBeyond, codes.FailedPrecondition, ""},
-	{sequencer.ErrNotApplied, codes.Unavailable, reasonNotApplied},
-	{sequencer.ErrUnknown, codes.Unavailable, reasonUnknown},
 	{signer.ErrFork, codes.FailedPrecondition, reasonNotSigning},
 	{signer.ErrBehind, codes.Unavailable, reasonNotSigning},
 	{ledger.ErrCorrupt, codes.DataLoss, ""},

@@ -97,8 +97,8 @@ func TestStatusTable(t *testing.T) {
 
 // A token that went through the client unchanged resumes; anything else is refused with a field error.
 func TestPageTokens(t *testing.T) {
-	p := position{kind: pageFind, log: 7, next: 300, size: 1000}
-	q := position{kind: pageFind, log: 7}
+	p := position{kind: pageFind, log: 7, query: 5, next: 300, size: 1000}
+	q := position{kind: pageFind, log: 7, query: 5}
 	if err := q.resume(p.token(), 1000); err != nil || q != p {
 		t.Fatalf("%+v, %v", q, err)
 	}
@@ -110,15 +110,16 @@ func TestPageTokens(t *testing.T) {
 	}{
 		"of another kind of request":     {p.token(), pageList, 7, 1000},
 		"of another log":                 {p.token(), pageFind, 8, 1000},
+		"of another question":            {position{pageFind, 7, 6, 300, 1000}.token(), pageFind, 7, 1000},
 		"of a tree that this node lacks": {p.token(), pageFind, 7, 999},
-		"that ends before it begins":     {position{pageFind, 7, 11, 10}.token(), pageFind, 7, 1000},
+		"that ends before it begins":     {position{pageFind, 7, 5, 11, 10}.token(), pageFind, 7, 1000},
 		"that is no base64":              {"!", pageFind, 7, 1000},
 		"with a byte more":               {p.token() + "AA", pageFind, 7, 1000},
 		"with a byte less":               {p.token()[:len(p.token())-2], pageFind, 7, 1000},
-		"with a sign":                    {"Zi43LiszMDAuMTAwMA", pageFind, 7, 1000}, // f.7.+300.1000
+		"with a sign":                    {"Zi43LjUuKzMwMC4xMDAw", pageFind, 7, 1000}, // f.7.5.+300.1000
 		"that is long":                   {string(make([]byte, 4096)), pageFind, 7, 1000},
 	} {
-		q := position{kind: x.kind, log: x.log}
+		q := position{kind: x.kind, log: x.log, query: 5}
 		before := q
 		err := q.resume(x.token, x.current)
 		if f, ok := errors.AsType[*lineage.FieldError](err); !ok || f.Path != "page_token" || q != before {
@@ -129,7 +130,7 @@ func TestPageTokens(t *testing.T) {
 
 // Resuming any text either refuses it or takes exactly what token wrote.
 func FuzzPageToken(f *testing.F) {
-	f.Add(position{pageList, 1, 2, 3}.token())
+	f.Add(position{pageList, 1, 0, 2, 3}.token())
 	f.Fuzz(func(t *testing.T, token string) {
 		p := position{kind: pageList, log: 1}
 		if token != "" && p.resume(token, 1<<40) == nil && p.token() != token {
