@@ -193,3 +193,39 @@ func TestDedupForgetsNothing(t *testing.T) {
 		r.close()
 	}
 }
+
+// An event that is in flight is not in the store yet. However many ids are forgotten meanwhile, its own is not.
+func TestTrimKeepsWhatIsInFlight(t *testing.T) {
+	r := newRigWith(t, 4)
+	r.must(events(6)...) // the floor is among these
+	low := events(8)
+	for i, e := range low {
+		e.ID[0], e.ID[15] = 0, byte(i) // below it
+	}
+	release := r.raft.stop()
+	n := len(r.raft.proposed())
+	var wg sync.WaitGroup
+	send := func(e ...*lineage.Event) {
+		wg.Go(func() {
+			if _, err := r.append(e...); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	send(low...)
+	r.wait("a command", func() bool { return len(r.raft.proposed()) == n+1 })
+	send(event())
+	r.wait("another one, which trims", func() bool { return len(r.raft.proposed()) == n+2 })
+	send(low[0])
+	send(low[5])
+	send(event())
+	r.wait("a third, composed after the duplicates were looked up", func() bool { return len(r.raft.proposed()) >= n+3 })
+	release()
+	wg.Wait()
+	if size := r.must(event()).Tree.Head().Size; size != 1+6+8+2+1 {
+		t.Errorf("%d entries, want %d: something is recorded twice", size, 1+6+8+2+1)
+	}
+	for _, e := range low {
+		r.indexOf(e)
+	}
+}

@@ -666,6 +666,22 @@ func TestCreateLog(t *testing.T) {
 	r.raft.fate = nil // a refusal makes it forget all of them
 	r.raft.mu.Unlock()
 	r.must(event())
+	// A log in whose state a control command has a part is read again.
+	system := func() {
+		q := request(event())
+		q.Log = ledger.SystemLog
+		if _, err := r.Append(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	system()
+	refused := r.m.Refused.Load()
+	if _, err := r.CreateLog(t.Context(), "another", testPrincipal, 0); err != nil {
+		t.Fatal(err)
+	}
+	if system(); r.m.Refused.Load() != refused {
+		t.Error("composed on a state from before the new log")
+	}
 	before := r.specs[ledger.MainLog]
 	if _, err := r.CreateLog(t.Context(), "late", testPrincipal, 0); err != nil {
 		t.Fatal(err)
