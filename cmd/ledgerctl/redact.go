@@ -10,18 +10,7 @@ import (
 // redacted stands where a secret stood.
 const redacted = "[REDACTED]"
 
-// secretWord matches names whose values are secrets, as part of an option, a variable or a query parameter.
-const secretWord = `(?:pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|api[-_]?key|access[-_]?key(?:[-_]?id)?|private[-_]?key|secret[-_]?key|account[-_]?key|shared[-_]?key|client[-_]?secret|auth|authorization|bearer|cookie|session[-_]?id|signature|sig|sas|otp|pin)`
-
 var (
-	// An option or variable that takes a secret: --token=X, DB_PASSWORD=X, x.api-key=X. The name must end in the word, so that --tokenizer and
-	// --token-count=5 stay readable.
-	secretAssignment = regexp.MustCompile(`(?i)^([-/]*(?:(?:[a-z0-9]+[-_.:])*` + secretWord + `|key))([=:])(.+)$`)
-	// Camel case, as configuration keys have it: awsSecretAccessKey=X, dbPassword=X.
-	secretCamel = regexp.MustCompile(`^([-/]*[a-zA-Z0-9_.-]*(?:Password|Passwd|Secret|Token|ApiKey|APIKey|AccessKey|PrivateKey|AccountKey|Credential|Credentials))([=:])(.+)$`)
-	// An option whose secret is the next argument: --token X, -p X is too short to tell.
-	secretOption = regexp.MustCompile(`(?i)^--?(?:(?:[a-z0-9]+[-_.])*` + secretWord + `|key)$`)
-
 	// Tokens that are known by their own form, wherever they stand.
 	secretForms = []*regexp.Regexp{
 		regexp.MustCompile(`\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}\b`),                                     // AWS access key ids
@@ -44,8 +33,22 @@ var (
 	// Anything that looks like a URL with an authority, alone or inside another argument.
 	urlForm = regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+.-]*://[^\s"'<>]+`)
 
-	// Query parameters that carry the right to read: presigned URLs of S3, Google, Azure, CloudFront, and plain tokens.
-	secretQuery = regexp.MustCompile(`(?i)^(?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|awsaccesskeyid|googleaccessid|key-pair-id|policy|key|code|se?cret|.*` + secretWord + `)$`)
+	// User information without a scheme: //user:password@host.
+	bareUser = regexp.MustCompile(`(^|[^:/])//[^\s/@:]+:[^\s/]+@`)
+
+	// Query parameters of presigned URLs that carry the right to read and are not named like it: Google, Azure, CloudFront, S3.
+	secretQuery = regexp.MustCompile(`(?i)^(?:awsaccesskeyid|googleaccessid|key-pair-id|policy|code)$`)
+
+	// An argument that is one assignment: --token=X, DB_PASSWORD=X, x.api-key=X, Header: X. All of the rest is its value.
+	assignment = regexp.MustCompile(`(?s)^([-/]*([A-Za-z0-9][A-Za-z0-9_.:-]*?)[=:])(.+)$`)
+	// The beginning of an assignment inside a text: a shell command, JSON, a connection string, a nested option.
+	inside = regexp.MustCompile(`([A-Za-z0-9][A-Za-z0-9_.-]*)\\?["']?[ \t]*[=:][ \t]*`)
+	// An option inside a text whose value is the next word.
+	insideOption = regexp.MustCompile(`(?:^|[\s"'(])--?([A-Za-z0-9][A-Za-z0-9_.-]*)[ \t]+`)
+	// USER:PASSWORD after an option of that meaning, as curl and wget take it; also glued to it.
+	userOption = regexp.MustCompile(`((?:^|[\s"'(])(?:-u|-U|--user|--proxy-user)[ \t=]*["']?[^\s:/"'=-][^\s:/"'=]*:)([^\s"'/][^\s"']*)`)
+	userValue  = regexp.MustCompile(`^([^\s:/]+:)([^/].*)$`)
+	twoNumbers = regexp.MustCompile(`^[0-9]+:[0-9]+$`) // user and group, as docker has them
 )
 
 // redactor takes secrets out of what is recorded. What is recorded can never be taken back by the one who recorded it, so it errs on the
@@ -66,16 +69,18 @@ func newRedactor(patterns []string) (*redactor, error) {
 
 // argv redacts a command line; the arguments stay apart and in place. hidden counts the arguments that changed.
 func (r *redactor) argv(argv []string) (clean []string, hidden int) {
-	next := false
+	before := ""
 	for _, arg := range argv {
 		out := arg
 		switch {
-		case next && !strings.HasPrefix(arg, "--"):
+		case isSecretOption(before) && !strings.HasPrefix(arg, "--"):
 			out = redacted
+		case isUserOption(before) && !twoNumbers.MatchString(arg) && userValue.MatchString(arg):
+			out = userValue.ReplaceAllString(arg, "${1}"+redacted)
 		default:
 			out = r.text(arg)
 		}
-		next = secretOption.MatchString(arg)
+		before = arg
 		if out != arg {
 			hidden++
 		}
@@ -84,18 +89,86 @@ func (r *redactor) argv(argv []string) (clean []string, hidden int) {
 	return clean, hidden
 }
 
+// maxPasses bounds how often a text is gone over: what one pass leaves may look like a secret to the next, and what is redacted stays so.
+const maxPasses = 8
+
 // text redacts one argument or value.
 func (r *redactor) text(s string) string {
-	for _, re := range []*regexp.Regexp{secretAssignment, secretCamel} {
-		if m := re.FindStringSubmatch(s); m != nil && !strings.HasPrefix(m[3], "//") {
-			return r.own(m[1] + m[2] + redacted)
+	for range maxPasses {
+		next := r.pass(s)
+		if next == s {
+			break
 		}
+		s = next
+	}
+	return s
+}
+
+func (r *redactor) pass(s string) string {
+	if m := assignment.FindStringSubmatch(s); m != nil && secretName(m[2]) && !strings.HasPrefix(m[3], "//") {
+		return r.own(m[1] + redacted)
 	}
 	s = urlForm.ReplaceAllStringFunc(s, redactURL)
+	s = bareUser.ReplaceAllString(s, "${1}//"+redacted+"@")
 	for _, re := range secretForms {
 		s = re.ReplaceAllString(s, redacted)
 	}
+	s = redactInside(s, inside)
+	s = redactInside(s, insideOption)
+	s = userOption.ReplaceAllStringFunc(s, func(m string) string {
+		parts := userOption.FindStringSubmatch(m)
+		if fields := strings.Fields(m); twoNumbers.MatchString(fields[len(fields)-1]) {
+			return m
+		}
+		return parts[1] + redacted
+	})
 	return r.own(s)
+}
+
+// redactInside takes the values out that follow a secret name, wherever in a text. begin matches what stands before a value and captures the
+// name; where the name is none of a secret the search goes on behind it, for the value may be an assignment itself.
+func redactInside(s string, begin *regexp.Regexp) string {
+	var b strings.Builder
+	for {
+		m := begin.FindStringSubmatchIndex(s)
+		if m == nil {
+			return b.String() + s
+		}
+		rest := s[m[1]:]
+		if !secretName(s[m[2]:m[3]]) || strings.HasPrefix(rest, "//") || begin == insideOption && strings.HasPrefix(rest, "-") {
+			// Not behind the white space: it may be what the next option begins with.
+			b.WriteString(s[:m[3]])
+			s = s[m[3]:]
+			continue
+		}
+		b.WriteString(s[:m[1]])
+		open, n := valueLength(rest)
+		if n > open {
+			b.WriteString(rest[:open] + redacted)
+		}
+		s = rest[n:]
+	}
+}
+
+// valueLength returns where a value begins, behind an opening quotation mark, and where it ends: at the closing one, else at white space or
+// at what separates values in shells, JSON, queries and connection strings.
+func valueLength(s string) (open, end int) {
+	if strings.HasPrefix(s, redacted) {
+		return 0, len(redacted) // of a URL, where more may follow
+	}
+	for _, q := range []string{`\"`, `\'`, `"`, `'`} {
+		if strings.HasPrefix(s, q) {
+			open = len(q)
+			if i := strings.Index(s[open:], q); i >= 0 {
+				return open, open + i
+			}
+			return open, len(s)
+		}
+	}
+	if i := strings.IndexAny(s, " \t\r\n\"';&|)}\\"); i >= 0 {
+		return 0, i
+	}
+	return 0, len(s)
 }
 
 func (r *redactor) own(s string) string {
@@ -127,7 +200,7 @@ func redactURL(s string) string {
 		if err != nil {
 			plain = name
 		}
-		if ok && secretQuery.MatchString(plain) {
+		if ok && (secretName(plain) || secretQuery.MatchString(plain)) {
 			parts[i] = name + "=" + redacted
 		}
 	}

@@ -29,7 +29,23 @@ func TestRedactArgv(t *testing.T) {
 		{[]string{"curl -H 'Authorization: Bearer abcdefghijkl'"}, []string{"curl -H '" + x}},
 		{[]string{"--key=abc", "key=abc", "--key", "abc"}, []string{"--key=" + x, "key=" + x, "--key", x}},
 		{[]string{"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl"}, []string{x}},
+		// Names with the word glued on, and keys of services.
+		{[]string{"PGPASSWORD=S", "--pgpassword=S", "MYTOKEN=S", "DBPASS=S", "OPENAI_KEY=S", "--openai-key", "S"},
+			[]string{"PGPASSWORD=" + x, "--pgpassword=" + x, "MYTOKEN=" + x, "DBPASS=" + x, "OPENAI_KEY=" + x, "--openai-key", x}},
+		// Inside a text: shell commands, nested options, JSON, connection strings.
+		{[]string{"sh", "-c", "train --token S --password=S --lr 0.1 && API_KEY=S run 'x=1'"},
+			[]string{"sh", "-c", "train --token " + x + " --password=" + x + " --lr 0.1 && API_KEY=" + x + " run 'x=1'"}},
+		{[]string{`curl -u me:S https://h -d '{"user":"me","password":"S p","n":1}'`}, []string{`curl -u me:` + x + ` https://h -d '{"user":"me","password":"` + x + `","n":1}'`}},
+		{[]string{"--config=db.password=S", `{"password":"S"}`, `{"token": "S", "n": 3}`, `"{\"secret\":\"S\"}"`, "Server=x;Password=S;Port=1"},
+			[]string{"--config=db.password=" + x, `{"password":"` + x + `"}`, `{"token": "` + x + `", "n": 3}`, `"{\"secret\":\"` + x + `\"}"`, "Server=x;Password=" + x + ";Port=1"}},
+		{[]string{"PASSWORD='a b' run", `run PASSWORD="a b" --n 1`, "password=first\nline"}, []string{"PASSWORD=" + x, `run PASSWORD="` + x + `" --n 1`, "password=" + x}},
+		// User and password of an HTTP client; not the user and group of a container, not Python's -u.
+		{[]string{"curl", "-u", "me:S", "h"}, []string{"curl", "-u", "me:" + x, "h"}},
+		{[]string{"--user=me:S", "-ume:S", "--proxy-user", "me:S"}, []string{"--user=me:" + x, "-ume:" + x, "--proxy-user", "me:" + x}},
+		{[]string{"docker", "run", "-u", "1000:1000", "x"}, nil},
+		{[]string{"python", "-u", "train.py", "--user", "me", "-u", "https://h/x"}, nil},
 		// URLs.
+		{[]string{"//me:S@h/x", "rsync //me:S@h/x y"}, []string{"//" + x + "@h/x", "rsync //" + x + "@h/x y"}},
 		{[]string{"postgres://me:pw@db.example/x"}, []string{"postgres://" + x + "@db.example/x"}},
 		{[]string{"--db=postgres://me:p@w@db.example:5432/x?sslmode=require"}, []string{"--db=postgres://" + x + "@db.example:5432/x?sslmode=require"}},
 		{[]string{"https://ghtoken@github.com/o/r.git"}, []string{"https://" + x + "@github.com/o/r.git"}},
@@ -40,6 +56,8 @@ func TestRedactArgv(t *testing.T) {
 		// What must stay: it is the record of what was done.
 		{[]string{"python", "train.py", "--tokenizer=bert", "--token-count=5", "--max-tokens", "100", "--lr=0.1", "--seed", "7"}, nil},
 		{[]string{"--passes=3", "--author=x", "--keys=a,b", "--sort-key=date", "--design=2", "--signal", "9", "--pinned", "x"}, nil},
+		{[]string{"--eos-token", "</s>", "--pad_token=<pad>", "--partition-key=day", "--lowpass=5", "--bypass", "x", "monkey=1", "--key-file=k", "--passenger=2"}, nil},
+		{[]string{"sh", "-c", "for x in a b; do python t.py --seed=1 -o out:$x | tee log; done", `{"lr": 0.1, "tokens": 5}`}, nil},
 		{[]string{"https://host:8443/path?page=1#x", "s3://bucket/key", "sha256:abcd", "a=b", "--out=C:/token/file", "secrets/file.txt"}, nil},
 	} {
 		want := c.want
@@ -74,6 +92,7 @@ func TestRedactOwnPattern(t *testing.T) {
 func FuzzRedact(f *testing.F) {
 	f.Add("--token=abc")
 	f.Add("https://u:p@h/p?sig=x#f")
+	f.Add(`sh -c 'x --token S; curl -u me:S -d "{\"password\": \"S\"}" //me:S@h'`)
 	f.Fuzz(func(t *testing.T, s string) {
 		once := (&redactor{}).text(s)
 		if twice := (&redactor{}).text(once); twice != once {
