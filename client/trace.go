@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/provledger/provledger/client/artifact"
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/merkle"
 )
@@ -355,12 +354,12 @@ func (t *tracer) cross(ctx context.Context, level []*Artifact, made map[*Artifac
 			return t.malformed(e, err)
 		}
 		for i := range docs {
-			if docs[i].MediaType != artifact.ManifestMediaType {
+			if docs[i].MediaType != lineage.ManifestMediaType {
 				continue
 			}
 			// Parsing recomputes the directory's digest, so membership is proven by the digest itself. What does not parse is some
 			// producer's own document.
-			m, err := artifact.ParseManifest(docs[i].Content)
+			m, err := lineage.ParseManifest(docs[i].Content)
 			if err != nil {
 				continue
 			}
@@ -377,7 +376,7 @@ func (t *tracer) cross(ctx context.Context, level []*Artifact, made map[*Artifac
 }
 
 // crossUp goes from files to a directory that lists them, if the entry says that the directory was made or describes it.
-func (t *tracer) crossUp(m *artifact.Manifest, e *Entry, files map[lineage.Digest]*Artifact, depth int) {
+func (t *tracer) crossUp(m *lineage.Manifest, e *Entry, files map[lineage.Digest]*Artifact, depth int) {
 	if !slices.ContainsFunc(e.Leaf.References, func(f lineage.LeafReference) bool { return f.Identity == m.DirHash && f.Role != lineage.Input }) {
 		return
 	}

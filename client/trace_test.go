@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/provledger/provledger/client/artifact"
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/client/receipt"
 )
@@ -21,18 +20,18 @@ func manifestOf(t *testing.T, files ...string) (lineage.Digest, lineage.Document
 	t.Helper()
 	sort.Strings(files)
 	var sum strings.Builder
-	var list []artifact.Member
+	var list []lineage.Member
 	for _, f := range files {
 		d := digest(f)
-		list = append(list, artifact.Member{Path: f, SHA256: hex.EncodeToString([]byte(d.Value)), Size: 1})
+		list = append(list, lineage.Member{Path: f, SHA256: hex.EncodeToString([]byte(d.Value)), Size: 1})
 		fmt.Fprintf(&sum, "%x  %s\n", d.Value, f)
 	}
 	dir := lineage.Digest{Algorithm: lineage.DirHash, Value: digest(sum.String()).Value}
-	m := artifact.Manifest{DirHash: dir, Files: list}
-	if _, err := artifact.ParseManifest(m.Encode()); err != nil {
+	m := lineage.Manifest{DirHash: dir, Files: list}
+	if _, err := lineage.ParseManifest(m.Encode()); err != nil {
 		t.Fatal(err)
 	}
-	return dir, lineage.Document{MediaType: artifact.ManifestMediaType, Name: "manifest", Content: m.Encode()}
+	return dir, lineage.Document{MediaType: lineage.ManifestMediaType, Name: "manifest", Content: m.Encode()}
 }
 
 // run is a run event over references as given.
@@ -242,7 +241,7 @@ func TestTraceDoesNotBelieveManifests(t *testing.T) {
 	_, other := manifestOf(t, "a", "c")
 	forged := bytes.Replace(other.Content, other.Content[12:76], []byte(hex.EncodeToString([]byte(dir.Value))), 1)
 	e := run(lineage.NewID(), lineage.RunComplete, ref(lineage.Output, dir))
-	e.Documents = []lineage.Document{{MediaType: artifact.ManifestMediaType, Content: forged}}
+	e.Documents = []lineage.Document{{MediaType: lineage.ManifestMediaType, Content: forged}}
 	mustAppend(t, c, e)
 	g, err := c.Trace(t.Context(), "", []Ref{{Digest: digest("c")}}, TraceOptions{})
 	if err != nil || len(g.Edges) != 0 {

@@ -1,7 +1,7 @@
 // Package artifact computes the identity of a file or a directory from its bytes, the same on Linux, macOS and Windows.
 //
-// A file is its SHA-256. A directory is its in-toto dirHash, and comes with a [Manifest] that lists every file in it, so that a member
-// can be checked without the rest. Neither modes, owners, times nor empty directories count.
+// A file is its SHA-256. A directory is its in-toto dirHash, and comes with a [lineage.Manifest] that lists every file in it, so that a
+// member can be checked without the rest. Neither modes, owners, times nor empty directories count.
 //
 // What is not plain bytes has a rule each, so that nobody is surprised by what a digest covers:
 //
@@ -19,12 +19,17 @@ package artifact
 
 import (
 	"context"
+	"crypto/sha3"
+	"crypto/sha512"
 	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/provledger/provledger/client/lineage"
 )
@@ -52,6 +57,9 @@ type Options struct {
 	Progress func(bytes int64)
 	// Parallel is how many files of a directory are read at once; 0 means one a CPU.
 	Parallel int
+	// Also lists algorithms by which a file is hashed too, in the same pass; see [Artifact.Digests]. Those that cannot be computed here are
+	// left out, and so are all for a directory.
+	Also []lineage.Algorithm
 }
 
 func (o Options) workers() int {
@@ -63,12 +71,13 @@ func (o Options) workers() int {
 
 // Artifact is a file or directory as it was when it was read.
 type Artifact struct {
-	Path     string         // as given
-	Digest   lineage.Digest // SHA256 of a file, DirHash of a directory
-	Size     int64          // bytes, of all files in a directory
-	Manifest *Manifest      // nil for a file
-	Followed string         // what Path leads to, if it is a symbolic link
-	LeftOut  []string       // .ledger directories that were met and not read, relative to Path
+	Path     string            // as given
+	Digest   lineage.Digest    // SHA256 of a file, DirHash of a directory
+	Digests  []lineage.Digest  // Digest, and those of Options.Also
+	Size     int64             // bytes, of all files in a directory
+	Manifest *lineage.Manifest // nil for a file
+	Followed string            // what Path leads to, if it is a symbolic link
+	LeftOut  []string          // .ledger directories that were met and not read, relative to Path
 }
 
 // Hash reads the file or directory at path. Errors name the path within; see the variables for what is refused.
@@ -103,7 +112,16 @@ func (a *Artifact) hashFile(ctx context.Context, o Options) error {
 		return err
 	}
 	defer f.Close()
-	sum, info, err := hashOpen(ctx, f, o.Progress)
+	var also []io.Writer
+	var hashes []hash.Hash
+	var algorithms []lineage.Algorithm
+	for _, a := range o.Also {
+		if newHash := computable[a]; newHash != nil && !slices.Contains(algorithms, a) {
+			h := newHash()
+			also, hashes, algorithms = append(also, h), append(hashes, h), append(algorithms, a)
+		}
+	}
+	sum, info, err := hashOpen(ctx, f, o.Progress, also...)
 	if err == nil {
 		// The name may lead elsewhere by now: what was read is then not what is there.
 		var now fs.FileInfo
@@ -115,8 +133,24 @@ func (a *Artifact) hashFile(ctx context.Context, o Options) error {
 		return fmt.Errorf("%s: %w", a.Path, err)
 	}
 	a.Digest, a.Size = lineage.Digest{Algorithm: lineage.SHA256, Value: string(sum[:])}, info.Size()
+	a.Digests = []lineage.Digest{a.Digest}
+	for i, h := range hashes {
+		a.Digests = append(a.Digests, lineage.Digest{Algorithm: algorithms[i], Value: string(h.Sum(nil))})
+	}
 	return nil
 }
+
+// computable are the algorithms of files beside SHA-256 that the standard library has and that prove equal bytes: SHA-1 and MD5 do not,
+// so that computing them would tell nothing.
+var computable = map[lineage.Algorithm]func() hash.Hash{
+	lineage.SHA384: sha512.New384, lineage.SHA512: sha512.New, lineage.SHA512256: sha512.New512_256,
+	lineage.SHA3256: func() hash.Hash { return sha3.New256() },
+	lineage.SHA3384: func() hash.Hash { return sha3.New384() },
+	lineage.SHA3512: func() hash.Hash { return sha3.New512() },
+}
+
+// Computes reports whether [Options.Also] can ask for an algorithm.
+func Computes(a lineage.Algorithm) bool { return computable[a] != nil }
 
 // Total returns how many bytes [Hash] would read at path: the scale of a progress bar. It stops at the first error and returns what it
 // has, for Hash will report the error.

@@ -10,9 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
-	"unicode/utf8"
+
+	"github.com/provledger/provledger/client/lineage"
 )
 
 // found is a file met on a walk.
@@ -46,8 +46,9 @@ func (a *Artifact) hashDir(ctx context.Context, o Options) error {
 	if path, same := compare(files, again); !same {
 		return within(a.Path, path, ErrChanged)
 	}
-	a.Manifest = newManifest(members)
+	a.Manifest = lineage.NewManifest(members)
 	a.Digest, a.Size, a.LeftOut = a.Manifest.DirHash, a.Manifest.Size(), leftOut
+	a.Digests = []lineage.Digest{a.Digest}
 	return nil
 }
 
@@ -71,8 +72,8 @@ func walk(root *os.Root) (files []found, leftOut []string, err error) {
 		if path == "." {
 			return nil
 		}
-		if err := checkName(d.Name()); err != nil {
-			return &fs.PathError{Op: "read", Path: path, Err: err}
+		if err := lineage.CheckMemberPath(path); err != nil {
+			return &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("%w: %v", ErrName, err)}
 		}
 		if d.IsDir() {
 			if d.Name() == LedgerDir {
@@ -101,17 +102,6 @@ func walk(root *os.Root) (files []found, leftOut []string, err error) {
 	return files, leftOut, err
 }
 
-// checkName refuses names that some system cannot hold or reads otherwise, and those that break the lines of dirHash.
-func checkName(name string) error {
-	if !utf8.ValidString(name) {
-		return fmt.Errorf("%w: not UTF-8", ErrName)
-	}
-	if i := strings.IndexFunc(name, func(r rune) bool { return r < 0x20 || r == 0x7f || r == '\\' }); i >= 0 {
-		return fmt.Errorf("%w: it has %q", ErrName, name[i])
-	}
-	return nil
-}
-
 // compare returns the first path at which two walks differ.
 func compare(before, after []found) (path string, same bool) {
 	for i := range before {
@@ -127,10 +117,10 @@ func compare(before, after []found) (path string, same bool) {
 
 // hashAll reads files with a few workers and returns their members in the same order. The error is that of the first file in order
 // among those that failed, so that it does not depend on scheduling more than it must.
-func hashAll(ctx context.Context, dir string, root *os.Root, files []found, o Options) ([]Member, error) {
+func hashAll(ctx context.Context, dir string, root *os.Root, files []found, o Options) ([]lineage.Member, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	members := make([]Member, len(files))
+	members := make([]lineage.Member, len(files))
 	failed := make([]error, len(files))
 	next := make(chan int)
 	var wg sync.WaitGroup
@@ -167,18 +157,18 @@ func hashAll(ctx context.Context, dir string, root *os.Root, files []found, o Op
 	return members, first
 }
 
-func hashMember(ctx context.Context, root *os.Root, f found, progress func(int64)) (Member, error) {
+func hashMember(ctx context.Context, root *os.Root, f found, progress func(int64)) (lineage.Member, error) {
 	file, err := root.Open(filepath.FromSlash(f.path))
 	if err != nil {
-		return Member{}, err
+		return lineage.Member{}, err
 	}
 	defer file.Close()
 	sum, info, err := hashOpen(ctx, file, progress)
 	if err != nil {
-		return Member{}, err
+		return lineage.Member{}, err
 	}
 	if !os.SameFile(f.info, info) || !sameState(f.info, info) {
-		return Member{}, ErrChanged
+		return lineage.Member{}, ErrChanged
 	}
-	return Member{Path: f.path, SHA256: hex.EncodeToString(sum[:]), Size: info.Size()}, nil
+	return lineage.Member{Path: f.path, SHA256: hex.EncodeToString(sum[:]), Size: info.Size()}, nil
 }

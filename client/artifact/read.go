@@ -14,8 +14,9 @@ const bufferBytes = 1 << 20
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufferBytes); return &b }}
 
-// hashOpen reads an open regular file to its end and returns its digest and what the file said of itself, before and after.
-func hashOpen(ctx context.Context, f *os.File, progress func(int64)) (sum [sha256.Size]byte, info fs.FileInfo, err error) {
+// hashOpen reads an open regular file to its end and returns its digest and what the file said of itself, before and after. What it reads
+// goes through the hashes of also too.
+func hashOpen(ctx context.Context, f *os.File, progress func(int64), also ...io.Writer) (sum [sha256.Size]byte, info fs.FileInfo, err error) {
 	if info, err = f.Stat(); err != nil {
 		return sum, nil, err
 	}
@@ -25,13 +26,14 @@ func hashOpen(ctx context.Context, f *os.File, progress func(int64)) (sum [sha25
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	h := sha256.New()
+	w := io.MultiWriter(append(also, h)...) // hashes return no error
 	var size int64
 	for {
 		if err := ctx.Err(); err != nil {
 			return sum, nil, context.Cause(ctx)
 		}
 		n, err := f.Read(*buf)
-		h.Write((*buf)[:n])
+		_, _ = w.Write((*buf)[:n])
 		size += int64(n)
 		if progress != nil && n > 0 {
 			progress(int64(n))

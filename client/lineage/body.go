@@ -202,7 +202,7 @@ func appendName(b []byte, n Name) []byte {
 	return appendText(b, n.Version)
 }
 
-// ParseIdentifiers decodes an identifiers part; only what AppendIdentifiers writes is accepted.
+// ParseIdentifiers decodes an identifiers part that says something; only what AppendIdentifiers writes is accepted.
 func ParseIdentifiers(content []byte) (x Identifiers, err error) {
 	r := reader{b: content}
 	if n := r.count(cborArray, 3); r.err == nil && n != 3 {
@@ -228,6 +228,9 @@ func ParseIdentifiers(content []byte) (x Identifiers, err error) {
 	}
 	if n := len(x.References); r.err == nil && n > 0 && x.References[n-1].isZero() {
 		r.fail("ends in a reference that says nothing")
+	}
+	if r.err == nil && x.Job.IsZero() && x.Target.IsZero() && len(x.References) == 0 {
+		r.fail("says nothing")
 	}
 	if r.err == nil && !bytes.Equal(AppendIdentifiers(nil, x), content) {
 		r.fail("not in the deterministic encoding")
@@ -277,7 +280,7 @@ func AppendDocuments(b []byte, docs []Document) []byte {
 	return b
 }
 
-// ParseDocuments decodes a documents part; only what AppendDocuments writes is accepted. The contents alias the input.
+// ParseDocuments decodes a documents part of at least one document; only what AppendDocuments writes is accepted. The contents alias the input.
 func ParseDocuments(content []byte) ([]Document, error) {
 	r := reader{b: content}
 	n := r.count(cborArray, MaxDocuments)
@@ -285,6 +288,9 @@ func ParseDocuments(content []byte) ([]Document, error) {
 	for i := 0; i < n && r.err == nil; i++ {
 		r.count(cborArray, 3)
 		docs = append(docs, Document{r.text(MaxNameBytes), r.text(MaxNameBytes), r.bytes(MaxBodyBytes)})
+	}
+	if r.err == nil && n == 0 {
+		r.fail("has no documents")
 	}
 	if r.err == nil && !bytes.Equal(AppendDocuments(nil, docs), content) {
 		r.fail("not in the deterministic encoding")

@@ -157,7 +157,7 @@ func TestPartsAgainstReference(t *testing.T) {
 func TestParsePartsRefuse(t *testing.T) {
 	for name, b := range map[string]string{
 		"empty": "", "not an array": "\xa0", "two elements": "\x82\xf6\xf6", "four elements": "\x84\xf6\xf6\x80\x80", "trailing byte": "\x83\xf6\xf6\x80\x00",
-		"empty name": "\x83\x83\x60\x60\x60\xf6\x80", "trailing null": "\x83\xf6\xf6\x81\xf6", "empty reference": "\x83\xf6\xf6\x81\x84\xf6\x60\x60\x00",
+		"says nothing": "\x83\xf6\xf6\x80", "empty name": "\x83\x83\x60\x60\x60\xf6\x80", "trailing null": "\x83\xf6\xf6\x81\xf6", "empty reference": "\x83\xf6\xf6\x81\x84\xf6\x60\x60\x00",
 		"long length": "\x83\xf6\xf6\x98\x00", "control character": "\x83\x83\x60\x61\x0a\x60\xf6\x80", "negative size": "\x83\xf6\xf6\x81\x84\xf6\x61a\x60\x20",
 		"size of 64 bits": "\x83\xf6\xf6\x81\x84\xf6\x60\x60\x1b\x80\x00\x00\x00\x00\x00\x00\x00", "undefined for null": "\x83\xf7\xf6\x80",
 	} {
@@ -167,7 +167,7 @@ func TestParsePartsRefuse(t *testing.T) {
 	}
 	for name, b := range map[string]string{
 		"empty": "", "two elements": "\x81\x82\x60\x60", "text content": "\x81\x83\x60\x60\x60", "cut": "\x81\x83\x60\x60\x41", "trailing byte": "\x80\x00",
-		"long length": "\x81\x83\x60\x60\x58\x00", "too many": "\x98\x41", "control character": "\x81\x83\x61\x7f\x60\x40",
+		"no documents": "\x80", "long length": "\x81\x83\x60\x60\x58\x00", "too many": "\x98\x41", "control character": "\x81\x83\x61\x7f\x60\x40",
 	} {
 		if d, err := lineage.ParseDocuments([]byte(b)); err == nil {
 			t.Errorf("documents, %s: %+v", name, d)

@@ -93,7 +93,7 @@ func newDraft(e *Event) *Draft {
 	l := &d.leaf
 	l.EventID, l.Kind, l.Action, l.PredicateType, l.Source = e.ID, e.Kind, e.Action, e.PredicateType, e.source()
 	l.OccurredAt, l.Initiator, l.RunID, l.ParentRunID = e.OccurredAt, e.Initiator, e.RunID, e.ParentRunID
-	l.Entries, l.Policy, l.ExpiresAt, l.Control = e.Entries, e.Policy, e.ExpiresAt, e.Control
+	l.Entries, l.Policy, l.ExpiresAt = e.Entries, e.Policy, e.ExpiresAt
 	l.References = d.references[:0]
 	if n := len(e.References); n > len(d.references) {
 		l.References = make([]LeafReference, 0, n)

@@ -166,7 +166,23 @@ func (d Digest) check() error {
 	}
 }
 
+// checkIdentity holds d to what an identity by digest must be: neither alias only nor the hash of a name.
+func (d Digest) checkIdentity() error {
+	if err := d.check(); err != nil {
+		return err
+	}
+	if info, _ := d.Algorithm.info(); !info.primary || d.Algorithm == NameHMAC {
+		return fmt.Errorf("%s may be an alias only", d.Algorithm)
+	}
+	return nil
+}
+
 // OfContent reports whether the algorithm hashes the plain bytes of a file, or those behind a Git blob header.
 func (a Algorithm) OfContent() bool {
 	return a >= SHA256 && a <= BLAKE3 || a == GitBlob || a == SHA1 || a == MD5
+}
+
+// OfDirectory reports whether the algorithm hashes the files of a directory.
+func (a Algorithm) OfDirectory() bool {
+	return a == DirHash || a == OMSRoot || a == GitTree
 }

@@ -3,6 +3,7 @@ package lineage_test
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 
 	"pgregory.net/rapid"
 
@@ -55,17 +56,23 @@ var genReference = rapid.Custom(func(t *rapid.T) lineage.Reference {
 	f := lineage.Reference{
 		Role: lineage.Role(rapid.Uint8Range(1, 3).Draw(t, "role")), Kind: lineage.ArtifactKind(rapid.Uint8Range(0, 6).Draw(t, "kind")),
 		Purpose: lineage.Purpose(rapid.Uint8Range(0, 14).Draw(t, "purpose")), Known: lineage.NameOnly,
-		Aliases: rapid.SliceOfN(genDigest(true), 0, 3).Draw(t, "aliases"),
+		Aliases: rapid.SliceOfNDistinct(genDigest(true), 0, 3, rapid.ID).Draw(t, "aliases"),
 		URI:     maybe(t, genWord), MediaType: maybe(t, genWord), Size: rapid.Int64Range(0, 1<<62).Draw(t, "bytes"),
 	}
 	if rapid.Bool().Draw(t, "digest") {
 		f.Known = rapid.SampledFrom([]lineage.Known{lineage.Computed, lineage.Claimed, lineage.StoreVersion, lineage.Changed}).Draw(t, "known")
-		f.Digest = genDigest(false).Draw(t, "identity")
+		f.Digest = genDigest(false).Filter(func(d lineage.Digest) bool { return !slices.Contains(f.Aliases, d) }).Draw(t, "identity")
 		f.Name = maybe(t, genName)
 	} else {
 		f.Name = genName.Draw(t, "name")
 	}
 	return f
+})
+
+var genEntries = rapid.Custom(func(t *rapid.T) []uint64 {
+	e := rapid.SliceOfNDistinct(genNumber, 0, 30, rapid.ID).Draw(t, "entries")
+	slices.Sort(e)
+	return e
 })
 
 // genEvent generates events that a producer may send.
@@ -74,7 +81,7 @@ var genEvent = rapid.Custom(func(t *rapid.T) *lineage.Event {
 		ID: genID.Draw(t, "id"), Kind: lineage.Kind(rapid.Uint8Range(1, 4).Draw(t, "kind")), Source: lineage.Source(rapid.Uint8Range(0, 3).Draw(t, "source")),
 		OccurredAt: maybe(t, genTime), Initiator: maybe(t, genWord), RunID: maybe(t, genID), ParentRunID: maybe(t, genID), Job: maybe(t, genName),
 		References: rapid.SliceOfN(genReference, 0, 30).Draw(t, "references"), Target: maybe(t, genName),
-		Entries: rapid.SliceOfN(genNumber, 0, 30).Draw(t, "entries"), Policy: maybe(t, genDigest(true)), ExpiresAt: maybe(t, genTime),
+		Entries: genEntries.Draw(t, "entries"), Policy: maybe(t, genDigest(false)), ExpiresAt: maybe(t, genTime),
 		Documents: rapid.SliceOfN(rapid.Custom(func(t *rapid.T) lineage.Document {
 			return lineage.Document{MediaType: maybe(t, genWord), Name: maybe(t, genWord), Content: rapid.SliceOfN(rapid.Byte(), 0, 700).Draw(t, "content")}
 		}), 0, 3).Draw(t, "documents"),
@@ -85,8 +92,10 @@ var genEvent = rapid.Custom(func(t *rapid.T) *lineage.Event {
 	case lineage.KindAttestation:
 		e.PredicateType = genWord.Draw(t, "predicate type")
 	case lineage.KindLifecycle:
+		e.References = append(e.References, genReference.Draw(t, "subject"))
 		e.Action = rapid.Uint8Range(1, 9).Draw(t, "verb")
 	case lineage.KindAccess:
+		e.References = append(e.References, genReference.Draw(t, "subject"))
 		e.Action = rapid.Uint8Range(1, 4).Draw(t, "verb")
 	}
 	return e
@@ -96,12 +105,26 @@ var genStamp = rapid.Custom(func(t *rapid.T) lineage.Stamp {
 	return lineage.Stamp{RecordedAt: genTime.Draw(t, "recorded"), Principal: genWord.Draw(t, "principal"), Authn: lineage.Authn(rapid.Byte().Draw(t, "authn"))}
 })
 
+// only keeps what belongs to a control kind.
+func only(k lineage.ControlKind, c *lineage.Control) *lineage.Control {
+	switch k {
+	case lineage.ControlGenesis:
+		c.LogNumber, c.Principal, c.Owner = 0, "", ""
+		return c
+	case lineage.ControlLog:
+		return &lineage.Control{Origin: c.Origin, LogKind: c.LogKind, CreatedAt: c.CreatedAt, VKey: c.VKey, LogNumber: max(c.LogNumber, 1), LogName: c.LogName}
+	case lineage.ControlPrincipal:
+		return &lineage.Control{Principal: c.Principal + "p", Owner: c.Owner}
+	}
+	return &lineage.Control{}
+}
+
 var genControl = rapid.Custom(func(t *rapid.T) *lineage.Control {
 	c := &lineage.Control{
-		Origin: maybe(t, genWord), LogKind: lineage.LogKind(rapid.Uint8Range(0, 2).Draw(t, "log kind")), ClusterID: maybe(t, genID),
-		HashAlgorithm: lineage.Algorithm(rapid.Uint8Range(0, 18).Draw(t, "hash")), CreatedAt: maybe(t, genTime), VKey: maybe(t, genWord),
-		SchemaID: maybe(t, genWord), SchemaDigest: maybe(t, genDigest(true)), IndexFunction: maybe(t, genNumber), LogNumber: maybe(t, rapid.Uint32()),
-		LogName: maybe(t, genWord), Principal: maybe(t, genWord), Owner: maybe(t, genWord),
+		Origin: genWord.Draw(t, "origin"), LogKind: lineage.LogKind(rapid.Uint8Range(1, 2).Draw(t, "log kind")), ClusterID: genID.Draw(t, "cluster"),
+		HashAlgorithm: lineage.Algorithm(rapid.Uint8Range(1, 18).Draw(t, "hash")), CreatedAt: genTime.Draw(t, "created"), VKey: genWord.Draw(t, "vkey"),
+		SchemaID: genWord.Draw(t, "schema"), SchemaDigest: genDigest(true).Draw(t, "digest"), IndexFunction: maybe(t, genNumber), LogNumber: maybe(t, rapid.Uint32()),
+		LogName: genWord.Draw(t, "log name"), Principal: maybe(t, genWord), Owner: maybe(t, genWord),
 	}
 	if rapid.Bool().Draw(t, "predecessor") {
 		c.Predecessor = &lineage.Predecessor{Origin: genText.Draw(t, "origin"), Size: genNumber.Draw(t, "size"), Root: genHash.Draw(t, "root"), VKey: genText.Draw(t, "vkey")}
@@ -111,18 +134,21 @@ var genControl = rapid.Custom(func(t *rapid.T) *lineage.Control {
 
 // genLeaf generates leaves by composing events, and control leaves, which no producer sends.
 var genLeaf = rapid.Custom(func(t *rapid.T) *lineage.Leaf {
-	e := genEvent.Draw(t, "event")
-	if rapid.Bool().Draw(t, "control") {
-		e.Kind, e.Action, e.PredicateType = lineage.KindControl, rapid.Uint8Range(2, 13).Draw(t, "action"), ""
-		e.Control = genControl.Draw(t, "control")
-	}
-	leaf, _, err := countingComposer().Compose(nil, e, genStamp.Draw(t, "stamp"))
+	leaf, _, err := countingComposer().Compose(nil, genEvent.Draw(t, "event"), genStamp.Draw(t, "stamp"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	l, err := lineage.ParseLeaf(leaf)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if rapid.Bool().Draw(t, "control") {
+		k := lineage.ControlKind(rapid.Uint8Range(1, 13).Draw(t, "action"))
+		l.Kind, l.Action, l.PredicateType = lineage.KindControl, uint8(k), ""
+		l.Control = only(k, genControl.Draw(t, "control"))
+		if k == lineage.ControlGenesis {
+			l.Bodies = append(l.Bodies, lineage.Commitment{Part: lineage.PartReferenceKey, MAC: genHash.Draw(t, "mac")})
+		}
 	}
 	return l
 })

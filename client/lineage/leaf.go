@@ -6,6 +6,7 @@ import (
 	_ "embed" // leaf.cddl
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 )
 
@@ -83,6 +84,11 @@ func (f *LeafReference) hasName() bool {
 	return f.Identity.Algorithm == NameHMAC || n > 0 && f.Aliases[n-1].Algorithm == NameHMAC
 }
 
+// IsGenesis reports whether the leaf is the genesis of a log.
+func (l *Leaf) IsGenesis() bool {
+	return l.Kind == KindControl && ControlKind(l.Action) == ControlGenesis
+}
+
 // HasNames reports whether the leaf has any name hash: of job, target or a reference.
 func (l *Leaf) HasNames() bool {
 	return l.Job != nil || l.Target != nil || slices.ContainsFunc(l.References, func(f LeafReference) bool { return f.hasName() })
@@ -94,7 +100,8 @@ type Commitment struct {
 	MAC  Hash
 }
 
-// Control is the payload of a control event. Which fields are set depends on the control kind; the numbers are the map keys.
+// Control is the payload of a control event. The numbers are the map keys. A field belongs to the control kinds that stand beside it; all
+// other kinds have none.
 type Control struct {
 	Origin        string       // 1 genesis, log
 	LogKind       LogKind      // 2 genesis, log
@@ -233,17 +240,21 @@ func (r *LeafReference) append(b []byte) []byte {
 	return b
 }
 
-func (c *Control) append(b []byte) []byte {
-	n := 0
-	for _, set := range [...]bool{
+// fields returns which fields are set: bit n stands for map key n.
+func (c *Control) fields() (set uint32) {
+	for i, is := range [...]bool{
 		c.Origin != "", c.LogKind != 0, c.ClusterID != (ID{}), c.HashAlgorithm != 0, c.CreatedAt != 0, c.VKey != "", c.SchemaID != "",
 		!c.SchemaDigest.IsZero(), c.IndexFunction != 0, c.Predecessor != nil, c.LogNumber != 0, c.LogName != "", c.Principal != "", c.Owner != "",
 	} {
-		if set {
-			n++
+		if is {
+			set |= 1 << (i + 1)
 		}
 	}
-	b = appendHead(b, cborMap, uint64(n))
+	return set
+}
+
+func (c *Control) append(b []byte) []byte {
+	b = appendHead(b, cborMap, uint64(bits.OnesCount32(c.fields())))
 	text := func(key byte, s string) {
 		if s != "" {
 			b = appendText(append(b, key), s)
@@ -292,9 +303,10 @@ func ParseLeaf(leaf []byte) (*Leaf, error) {
 	}
 	r := reader{b: leaf[len(LeafTag):], all: string(leaf)}
 	pairs := r.head(cborMap)
-	if r.uint() != 1 || pairs == 0 {
+	if key := r.take(1); pairs == 0 || key != nil && key[0] != 1 {
 		r.fail("schema is not the first field")
 	}
+	// Head and number may have any length here: what another schema holds of encodings is not for this one to say.
 	schema := r.uint()
 	if r.err == nil && schema != Schema {
 		return nil, fmt.Errorf("%w %d; this version reads %d", ErrUnknownSchema, schema, Schema)

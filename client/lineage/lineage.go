@@ -39,11 +39,11 @@ func ParseID(s string) (ID, error) {
 	return id, nil
 }
 
-// Event is one statement by a producer. Times are microseconds since the Unix epoch; zero values mean "not stated".
+// Event is one statement by a producer: every kind but control, which the ledger composes itself. Times are microseconds since the Unix epoch; zero values mean "not stated".
 type Event struct {
 	ID            ID
 	Kind          Kind
-	Action        uint8  // RunState, LifecycleVerb, AccessVerb or ControlKind, as Kind says; 0 for an attestation
+	Action        uint8  // RunState, LifecycleVerb or AccessVerb, as Kind says; 0 for an attestation
 	PredicateType string // attestation only: URI, at most MaxPredicateType bytes
 	Source        Source
 	OccurredAt    int64  // claim of the producer
@@ -57,7 +57,6 @@ type Event struct {
 	Policy        Digest
 	ExpiresAt     int64
 	Documents     []Document
-	Control       *Control // control events only; composed by the ledger itself
 }
 
 // Name is the full name of a thing known by name. An empty Name.Name means "none".

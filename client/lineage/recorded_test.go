@@ -75,7 +75,7 @@ func TestCheckRecordedCatches(t *testing.T) {
 		{"target", func(e *lineage.Event) { e.Target = lineage.Name{} }},
 		{"", func(e *lineage.Event) { e.Target.Name = "production" }},
 		{"entries", func(e *lineage.Event) { e.Entries = e.Entries[1:] }},
-		{"entries", func(e *lineage.Event) { e.Entries[0]++ }},
+		{"entries", func(e *lineage.Event) { e.Entries[0] = 1 }},
 		{"policy", func(e *lineage.Event) { e.Policy = other(e.Policy) }},
 		{"policy", func(e *lineage.Event) { e.Policy = lineage.Digest{} }},
 		{"expiry", func(e *lineage.Event) { e.ExpiresAt-- }},
@@ -205,6 +205,49 @@ func TestCheckRecordedKeys(t *testing.T) {
 		}
 	}
 	if err := lineage.CheckRecorded(e, leaf[:len(leaf)-1], keys, nil); !errors.Is(err, lineage.ErrLeaf) {
+		t.Errorf("no leaf: %v", err)
+	}
+}
+
+// TestCheckErased: after erasure the leaf alone decides, and it still says which parts there were.
+func TestCheckErased(t *testing.T) {
+	leaf, body := composeSample(t, sampleEvents()["full run"])
+	for _, hashName := range []func(lineage.Name) lineage.Hash{testHashName, nil} {
+		if err := lineage.CheckErased(sampleEvents()["full run"], leaf, hashName); err != nil {
+			t.Errorf("the same event: %v", err)
+		}
+	}
+	if err := lineage.CheckRecorded(sampleEvents()["full run"], leaf, nil, testHashName); err == nil {
+		t.Error("an erased body passes for one that is there")
+	}
+	for name, c := range map[string]struct {
+		change func(e *lineage.Event)
+		same   bool
+	}{
+		"name of the job":    {func(e *lineage.Event) { e.Job.Name += "x" }, false},
+		"reference":          {func(e *lineage.Event) { e.References = e.References[:3] }, false},
+		"occurrence":         {func(e *lineage.Event) { e.OccurredAt++ }, false},
+		"no documents":       {func(e *lineage.Event) { e.Documents = nil }, false},
+		"document":           {func(e *lineage.Event) { e.Documents[0].Content = []byte("x") }, true}, // nobody can tell any more
+		"URI":                {func(e *lineage.Event) { e.References[0].URI += "x" }, true},
+		"document too large": {func(e *lineage.Event) { e.Documents[0].Content = make([]byte, 2*lineage.MaxBodyBytes) }, false},
+	} {
+		e := sampleEvents()["full run"]
+		c.change(e)
+		if err := lineage.CheckErased(e, leaf, testHashName); (err == nil) != c.same {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	plain := sampleEvents()["attestation"]
+	without, _ := composeSample(t, plain)
+	if err := lineage.CheckErased(plain, without, testHashName); err != nil {
+		t.Error(err)
+	}
+	plain.Documents = []lineage.Document{{Name: "new"}}
+	if err := lineage.CheckErased(plain, without, testHashName); err == nil {
+		t.Error("a body that there never was: accepted")
+	}
+	if err := lineage.CheckErased(plain, leaf[:9], testHashName); !errors.Is(err, lineage.ErrLeaf) || len(body) != 2 {
 		t.Errorf("no leaf: %v", err)
 	}
 }

@@ -13,10 +13,10 @@ import (
 // TestSeeds keeps the committed seeds of the fuzz targets valid: a corpus that no longer parses explores nothing.
 func TestSeeds(t *testing.T) {
 	seeds := map[string]map[string]any{
-		"FuzzParseLeaf": {}, "FuzzParseIdentifiers": {}, "FuzzParseDocuments": {}, "FuzzParseBody": {}, "FuzzParseDigest": {"sha256": typicalEvent().References[0].Digest.String()},
+		"FuzzParseLeaf": {}, "FuzzParseIdentifiers": {}, "FuzzParseDocuments": {}, "FuzzParseBody": {}, "FuzzParseManifest": sampleManifests(), "FuzzParseDigest": {"sha256": typicalEvent().References[0].Digest.String()},
 	}
-	for name, e := range sampleEvents() {
-		leaf, body := composeSample(t, e)
+	for name, s := range samples(t) {
+		leaf, body := s.leaf, s.body
 		seeds["FuzzParseLeaf"][name] = leaf
 		if len(body) == 0 {
 			continue

@@ -20,6 +20,8 @@ func (e *Event) Validate() error {
 	switch {
 	case e.ID == (ID{}):
 		return fieldErr("event_id", "is required: a UUID, UUIDv7 by preference")
+	case e.Kind == KindControl:
+		return fieldErr("action", "control events are made by the ledger itself")
 	case !kindNames.has(uint8(e.Kind)):
 		return fieldErr("action", "one of run, attestation, lifecycle, access is required")
 	case e.Kind == KindAttestation:
@@ -42,11 +44,11 @@ func (e *Event) Validate() error {
 	if !sourceNames.has(uint8(e.source())) {
 		return fieldErr("source", "unknown source %d", e.Source)
 	}
-	if (e.Control != nil) != (e.Kind == KindControl) {
-		return fieldErr("action", "control events are made by the ledger itself")
-	}
 	if e.Kind == KindRun && e.RunID == (ID{}) {
 		return fieldErr("run_id", "is required for a run event")
+	}
+	if (e.Kind == KindLifecycle || e.Kind == KindAccess) && len(e.References) == 0 {
+		return fieldErr("references", "a subject is required for a %s event: it is said of an artifact", e.Kind)
 	}
 	for _, t := range [...]struct {
 		path string
@@ -76,8 +78,13 @@ func (e *Event) Validate() error {
 	if n := len(e.Entries); n > MaxEntryLinks {
 		return fieldErr("entries", "%d exceed %d", n, MaxEntryLinks)
 	}
+	for i := range e.Entries {
+		if i > 0 && e.Entries[i-1] >= e.Entries[i] {
+			return fieldErr(fmt.Sprintf("entries[%d]", i), "%d is not greater than the one before it: each is said once, in ascending order", e.Entries[i])
+		}
+	}
 	if !e.Policy.IsZero() {
-		if err := e.Policy.check(); err != nil {
+		if err := e.Policy.checkIdentity(); err != nil {
 			return fieldErr("policy", "%v", err)
 		}
 	}
@@ -130,11 +137,8 @@ func (f *Reference) validate() error {
 		return fieldErr("aliases", "%d exceed %d", len(f.Aliases), MaxAliases)
 	}
 	if !f.Digest.IsZero() {
-		if err := f.Digest.check(); err != nil {
+		if err := f.Digest.checkIdentity(); err != nil {
 			return fieldErr("digest", "%v", err)
-		}
-		if info, _ := f.Digest.Algorithm.info(); !info.primary || f.Digest.Algorithm == NameHMAC {
-			return fieldErr("digest", "%s may be an alias only", f.Digest.Algorithm)
 		}
 	}
 	for i, a := range f.Aliases {
@@ -144,6 +148,9 @@ func (f *Reference) validate() error {
 		if a.Algorithm == NameHMAC {
 			return fieldErr(fmt.Sprintf("aliases[%d]", i), "give the name instead of its hash")
 		}
+	}
+	if i := repeated(f.Digest, f.Aliases); i >= 0 {
+		return fieldErr(fmt.Sprintf("aliases[%d]", i), "repeats the digest or another alias")
 	}
 	if err := checkName("name", f.Name); err != nil {
 		return err

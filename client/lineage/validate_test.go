@@ -22,8 +22,9 @@ func TestValidateRefuses(t *testing.T) {
 		{"event_id", "required", func(e *lineage.Event) { e.ID = lineage.ID{} }},
 		{"action", "required", func(e *lineage.Event) { e.Kind = 0 }},
 		{"action", "required", func(e *lineage.Event) { e.Kind = 6 }},
-		{"action", "ledger itself", func(e *lineage.Event) { e.Control = &lineage.Control{} }},
 		{"action", "ledger itself", func(e *lineage.Event) { e.Kind, e.Action = lineage.KindControl, 7 }},
+		{"references", "a subject is required", func(e *lineage.Event) { e.Kind, e.Action, e.References = lineage.KindLifecycle, 2, nil }},
+		{"references", "a subject is required", func(e *lineage.Event) { e.Kind, e.Action, e.References = lineage.KindAccess, 1, nil }},
 		{"run", "required", func(e *lineage.Event) { e.Action = 0 }},
 		{"run", "unknown value 7", func(e *lineage.Event) { e.Action = 7 }},
 		{"lifecycle", "unknown value 10", func(e *lineage.Event) { e.Kind, e.Action = lineage.KindLifecycle, 10 }},
@@ -75,6 +76,14 @@ func TestValidateRefuses(t *testing.T) {
 		{"references[1].media_type", "control", ref(func(f *lineage.Reference) { f.MediaType = "\x00" })},
 		{"references[1].size", "negative", ref(func(f *lineage.Reference) { f.Size = -1 })},
 		{"entries", "257 exceed 256", func(e *lineage.Event) { e.Entries = make([]uint64, 257) }},
+		{"entries[1]", "ascending", func(e *lineage.Event) { e.Entries = []uint64{5, 4} }},
+		{"entries[2]", "ascending", func(e *lineage.Event) { e.Entries = []uint64{0, 5, 5} }},
+		{"references[1].aliases[0]", "repeats", ref(func(f *lineage.Reference) { f.Aliases = []lineage.Digest{f.Digest} })},
+		{"references[1].aliases[2]", "repeats", ref(func(f *lineage.Reference) {
+			f.Aliases = []lineage.Digest{digest(lineage.MD5, 16), digest(lineage.SHA1, 20), digest(lineage.MD5, 16)}
+		})},
+		{"policy", "alias only", func(e *lineage.Event) { e.Policy = digest(lineage.SHA1, 20) }},
+		{"policy", "alias only", func(e *lineage.Event) { e.Policy = digest(lineage.NameHMAC, 32) }},
 		{"policy", "hex digits", func(e *lineage.Event) { e.Policy = digest(lineage.SHA256, 1) }},
 		{"documents", "65 exceed 64", func(e *lineage.Event) { e.Documents = make([]lineage.Document, 65) }},
 		{"documents[0].name", "1025 bytes exceed 1024", func(e *lineage.Event) { e.Documents[0].Name = long(1025) }},
@@ -100,9 +109,12 @@ func TestLimitsAreReached(t *testing.T) {
 	e := typicalEvent()
 	e.Initiator, e.Job.Name, e.Job.Namespace = strings.Repeat("i", 255), strings.Repeat("j", 1024), strings.Repeat("é", 512)
 	e.OccurredAt, e.ExpiresAt, e.Entries = lineage.MaxTime, lineage.MaxTime, make([]uint64, 256)
+	for i := range e.Entries {
+		e.Entries[i] = 1<<64 - 256 + uint64(i)
+	}
 	e.References[0].URI, e.References[0].MediaType = strings.Repeat("u", 4096), strings.Repeat("m", 1024)
-	for range 8 {
-		e.References[0].Aliases = append(e.References[0].Aliases, lineage.Digest{Algorithm: lineage.SHA512, Value: strings.Repeat("a", 64)})
+	for i := range 8 {
+		e.References[0].Aliases = append(e.References[0].Aliases, lineage.Digest{Algorithm: lineage.SHA512, Value: strings.Repeat(string(rune('a'+i)), 64)})
 	}
 	e.References[0].Name.Name = "n"
 	for len(e.References) < 1000 {

@@ -47,14 +47,30 @@ func newTestLog(t testing.TB, origin string, seed byte) *testLog {
 			return sha256.Sum256(k[:])
 		},
 	}}
-	cluster, _ := lineage.ParseID(testCluster)
-	l.add(&lineage.Event{
-		ID: lineage.ID{15: 1}, Kind: lineage.KindControl, Action: uint8(lineage.ControlGenesis), Control: &lineage.Control{
-			Origin: origin, LogKind: lineage.LineageLog, ClusterID: cluster, HashAlgorithm: lineage.SHA256, CreatedAt: 1_780_000_000_000_000,
-			VKey: key.VKey(), SchemaID: lineage.SchemaID, SchemaDigest: lineage.SchemaDigest(), IndexFunction: 1, LogName: "main",
-		},
-	})
+	leaf, body := l.genesis(func(*lineage.Leaf) {})
+	l.addLeaf(leaf, body)
 	return l
+}
+
+// genesis composes the log's genesis, or one that is changed.
+func (l *testLog) genesis(change func(g *lineage.Leaf)) ([]byte, []lineage.BodyPart) {
+	cluster, err := lineage.ParseID(testCluster)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	origin := l.key.Name()
+	part := lineage.BodyPart{Kind: lineage.PartReferenceKey, Key: lineage.Key{0: 8, 31: 8}, Content: testReferenceKey[:]}
+	g := &lineage.Leaf{
+		EventID: lineage.ID{15: 1}, Kind: lineage.KindControl, Action: uint8(lineage.ControlGenesis), Source: lineage.Native,
+		RecordedAt: 1_780_000_000_000_000, Principal: "local:5f2c9e7a41d8b306", Authn: lineage.AuthnLedger,
+		Control: &lineage.Control{
+			Origin: origin, LogKind: lineage.LineageLog, ClusterID: cluster, HashAlgorithm: lineage.SHA256, CreatedAt: 1_780_000_000_000_000,
+			VKey: l.key.VKey(), SchemaID: lineage.SchemaID, SchemaDigest: lineage.SchemaDigest(), IndexFunction: 1, LogName: origin[strings.LastIndex(origin, "/")+1:],
+		},
+		Bodies: []lineage.Commitment{{Part: part.Kind, MAC: lineage.Commit(part.Kind, &part.Key, part.Content)}},
+	}
+	change(g)
+	return lineage.AppendLeaf(nil, g), []lineage.BodyPart{part}
 }
 
 // add records an event and returns its index.

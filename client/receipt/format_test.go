@@ -106,7 +106,7 @@ func TestFormatExample(t *testing.T) {
 	// The second verifier, with nothing but what the page shows.
 	vkey := strings.TrimPrefix(strings.Split(found["policy"], "\n")[0], "log ")
 	origin, _, _ := strings.Cut(vkey, "+")
-	if err := (independent{origin: origin, key: publicKey(t, vkey)}).verify([]byte(found["receipt"] + "\n")); err != nil {
+	if err := (independent{origin: origin, key: publicKey(t, vkey), schema: schemaFile(t)}).verify([]byte(found["receipt"] + "\n")); err != nil {
 		t.Error(err)
 	}
 	// Name hashes by the page: length-prefixed strings under the reference key.

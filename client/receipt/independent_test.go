@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"regexp"
@@ -23,6 +24,7 @@ import (
 type independent struct {
 	origin string
 	key    ed25519.PublicKey
+	schema []byte // docs/leaf.cddl
 }
 
 var partLine = regexp.MustCompile(`^(,?)\n    \{"part": (0|[1-9][0-9]*), "key": "([^"]*)", "content": "([^"]*)"\}`)
@@ -97,6 +99,9 @@ func (v independent) verify(file []byte) error {
 	}
 	if state == "opened" {
 		return openings(commitments, body)
+	}
+	if commitments[uint64(19)] == nil {
+		return errors.New("no body to keep back")
 	}
 	return nil
 }
@@ -322,7 +327,12 @@ func reference(v any) bool {
 		return false
 	}
 	aliases := l[6].([]any)
+	seen := map[string]bool{fmt.Sprint(l[4:6]): true}
 	for i, a := range aliases {
+		if seen[fmt.Sprint(a)] {
+			return false
+		}
+		seen[fmt.Sprint(a)] = true
 		if a.([]any)[0].(uint64) == 1 && (algorithm == 1 || i != len(aliases)-1) {
 			return false
 		}
@@ -353,20 +363,50 @@ func fields(required map[uint64]shape, optional map[uint64]shape) shape {
 	}
 }
 
+// some asks for at least one field.
+func some(s shape) shape {
+	return func(v any) bool { return s(v) && len(v.(map[any]any)) > 0 }
+}
+
+func ascending(v any) bool {
+	if !list(1, 256, number(0, 1<<64-1))(v) {
+		return false
+	}
+	l := v.([]any)
+	for i := 1; i < len(l); i++ {
+		if l[i-1].(uint64) >= l[i].(uint64) {
+			return false
+		}
+	}
+	return true
+}
+
+func policy(v any) bool {
+	if !digest(v) {
+		return false
+	}
+	a := v.([]any)[0].(uint64)
+	return a != 1 && a != 12 && a < 17
+}
+
 const maxTime = 253402300799999999
 
 var (
-	any64      = number(0, 1<<64-1)
-	controlMap = map[uint64]shape{
-		1: text(1, 255), 2: number(1, 2), 3: identifier, 4: number(1, 18), 5: number(1, maxTime), 6: text(1, 1024), 7: text(1, 1024), 8: digest,
-		9: number(1, 1<<64-1), 10: tuple(text(0, 255), any64, octets(32), text(0, 1024)), 11: number(1, 1<<32-1), 12: text(1, 1024),
-		13: text(1, 255), 14: text(1, 255),
+	any64    = number(0, 1<<64-1)
+	controls = map[uint64]shape{ // by action
+		1: fields(map[uint64]shape{
+			1: text(1, 255), 2: number(1, 2), 3: identifier, 4: number(1, 18), 5: number(1, maxTime), 6: text(1, 1024), 7: text(1, 1024), 8: digest, 12: text(1, 1024),
+		}, map[uint64]shape{9: number(1, 1<<64-1), 10: tuple(text(0, 255), any64, octets(32), text(0, 1024))}),
+		9: some(fields(nil, map[uint64]shape{
+			1: text(1, 255), 2: number(1, 2), 5: number(1, maxTime), 6: text(1, 1024), 11: number(1, 1<<32-1), 12: text(1, 1024),
+		})),
+		10: some(fields(nil, map[uint64]shape{13: text(1, 255), 14: text(1, 255)})),
 	}
 	leafMap = fields(map[uint64]shape{
 		1: number(1, 1), 2: identifier, 3: number(1, 5), 4: func(any) bool { return true }, 5: number(1, 3), 6: number(1, maxTime), 8: text(1, 255), 9: number(0, 255),
 	}, map[uint64]shape{
 		7: number(1, maxTime), 10: text(1, 255), 11: identifier, 12: identifier, 13: octets(32), 14: list(1, 1000, reference), 15: octets(32),
-		16: list(1, 256, any64), 17: digest, 18: number(1, maxTime), 19: list(1, 3, tuple(number(1, 3), octets(32))), 20: fields(nil, controlMap),
+		16: ascending, 17: policy, 18: number(1, maxTime), 19: list(1, 3, tuple(number(1, 3), octets(32))), 20: func(v any) bool { _, ok := v.(map[any]any); return ok },
 	})
 	actions = map[uint64]shape{1: number(1, 6), 2: text(1, 255), 3: number(1, 9), 4: number(1, 4), 5: number(1, 13)}
 )
@@ -410,6 +450,15 @@ func (v independent) leaf(leaf []byte, index uint64) (map[any]any, error) {
 	if !actions[kind](m[uint64(4)]) || kind == 1 && !run || (kind == 5) != isControl {
 		return nil, errors.New("leaf contradicts its kind")
 	}
+	if isControl {
+		payload := controls[m[uint64(4)].(uint64)]
+		if payload == nil {
+			payload = fields(nil, nil)
+		}
+		if !payload(control) {
+			return nil, errors.New("control payload of another action")
+		}
+	}
 	last := uint64(0)
 	bodies, _ := m[uint64(19)].([]any)
 	for _, c := range bodies {
@@ -419,19 +468,26 @@ func (v independent) leaf(leaf []byte, index uint64) (map[any]any, error) {
 		}
 		last = part
 	}
-	if genesis := kind == 5 && m[uint64(4)].(uint64) == 1; genesis || index == 0 {
-		if !genesis || index != 0 {
-			return nil, errors.New("genesis is not entry 0")
-		}
-		c := control.(map[any]any)
-		for k := uint64(1); k <= 8; k++ {
-			if _, ok := c[k]; !ok {
-				return nil, errors.New("incomplete genesis")
-			}
-		}
-		if c[uint64(1)] != v.origin {
-			return nil, errors.New("genesis of another log")
-		}
+	genesis := kind == 5 && m[uint64(4)].(uint64) == 1
+	if (last == 3) != genesis {
+		return nil, errors.New("reference key elsewhere than in the genesis")
+	}
+	if genesis != (index == 0) {
+		return nil, errors.New("genesis is not entry 0")
+	}
+	if !genesis {
+		return m, nil
+	}
+	c, part := control.(map[any]any), strings.Split(v.origin, "/")
+	schema := sha256.Sum256(v.schema)
+	cluster, err := hex.DecodeString(strings.ReplaceAll(part[1], "-", ""))
+	if err != nil || c[uint64(1)] != v.origin || c[uint64(2)] != uint64(1) || !bytes.Equal(c[uint64(3)].([]byte), cluster) || c[uint64(12)] != part[3] {
+		return nil, errors.New("genesis of another log")
+	}
+	signer, _, _ := strings.Cut(c[uint64(6)].(string), "+")
+	d := c[uint64(8)].([]any)
+	if c[uint64(4)] != uint64(2) || signer != v.origin || d[0] != uint64(2) || c[uint64(7)] == "provledger/leaf/1" && !bytes.Equal(d[1].([]byte), schema[:]) {
+		return nil, errors.New("genesis of another format")
 	}
 	return m, nil
 }
@@ -469,7 +525,7 @@ func openings(leaf map[any]any, body []opening) error {
 			if err != nil {
 				return err
 			}
-			if !list(0, 64, tuple(text(0, 1024), text(0, 1024), func(v any) bool { _, ok := v.([]byte); return ok }))(v) {
+			if !list(1, 64, tuple(text(0, 1024), text(0, 1024), func(v any) bool { _, ok := v.([]byte); return ok }))(v) {
 				return errors.New("documents")
 			}
 		case 3:
@@ -510,7 +566,10 @@ func identifiersShape(v any) bool {
 		return false
 	}
 	references := v.([]any)[2].([]any)
-	return len(references) == 0 || references[len(references)-1] != nil
+	if len(references) == 0 {
+		return v.([]any)[0] != nil || v.([]any)[1] != nil
+	}
+	return references[len(references)-1] != nil
 }
 
 // fits compares where the leaf has hashes of names with where the body has names.

@@ -40,7 +40,7 @@ var ErrMalformed = errors.New("malformed receipt")
 // BodyState says what a receipt has of the body of its entry. No signature covers it.
 type BodyState string
 
-// States of a body.
+// States of a body. An entry without a body is Opened: there is nothing to withhold or erase.
 const (
 	Opened   BodyState = "opened"   // all parts that the leaf commits to, with their keys
 	Withheld BodyState = "withheld" // the holder may not see it, or did not ask

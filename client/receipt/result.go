@@ -59,7 +59,7 @@ const (
 	CheckSignature = "checkpoint-signature" // that key signed the checkpoint
 	CheckWitnesses = "witnesses"            // enough witnesses cosigned for the policy's quorum
 	CheckInclusion = "inclusion"            // the leaf is in the tree of the checkpoint
-	CheckGenesis   = "genesis"              // the first entry, and no other, is the log's genesis
+	CheckGenesis   = "genesis"              // the first entry, and no other, is the log's genesis, and it agrees with the origin
 	CheckBody      = "body"                 // the opened body is the one that the leaf commits to
 	CheckSubject   = "subject"              // a file is one of the artifacts of the entry
 	CheckRequire   = "require"              // the entry is of the kind that was asked for
@@ -72,7 +72,7 @@ type Check struct {
 	Detail  string  `json:"detail"`
 }
 
-// Result is everything that a verification found. What was not verified is left empty.
+// Result is everything that a verification found. Its Outcome is NotVerified if any check failed, else Unknown if any could not be made. What was not verified is left empty.
 type Result struct {
 	Outcome Outcome `json:"outcome"` // the worst of Checks
 	Checks  []Check `json:"checks"`
@@ -161,6 +161,8 @@ type Match struct {
 	Digest    string `json:"digest"`         // the one that is equal
 	Path      string `json:"path,omitempty"` // of a member
 	Claimed   bool   `json:"claimed"`        // the equal digest is the producer's claim
+	// Changed says that the bytes were these when the recording tool read them, and others when the run ended.
+	Changed bool `json:"changed,omitempty"`
 }
 
 // newFacts reads the leaf; body fills in the rest.

@@ -3,7 +3,9 @@ package receipt
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,6 +21,10 @@ func TestSubject(t *testing.T) {
 	ref := func(d lineage.Digest, aliases ...lineage.Digest) lineage.Reference {
 		return lineage.Reference{Role: lineage.Input, Known: lineage.Computed, Digest: d, Aliases: aliases}
 	}
+	big := dig(lineage.SHA512, 64, "s")
+	named := func(aliases ...lineage.Digest) lineage.Reference {
+		return lineage.Reference{Role: lineage.Input, Known: lineage.NameOnly, Name: lineage.Name{Name: "table"}, Aliases: aliases}
+	}
 	name := lineage.Reference{Role: lineage.Input, Known: lineage.NameOnly, Name: lineage.Name{Name: "table"}}
 	for _, c := range []struct {
 		name       string
@@ -33,7 +39,25 @@ func TestSubject(t *testing.T) {
 		{"other bytes", []lineage.Reference{ref(dig(lineage.SHA256, 32, "x")), ref(dig(lineage.SHA256, 32, "y"))}, []lineage.Digest{sha}, NotVerified, "none of the 2 artifacts"},
 		{"no reference", nil, []lineage.Digest{sha}, Unknown, "no artifact"},
 		{"no digest", []lineage.Reference{ref(sha)}, nil, Unknown, "no digest"},
-		{"alias", []lineage.Reference{ref(dig(lineage.BLAKE3, 32, "b"), dig(lineage.MD5, 16, "m"), sha)}, []lineage.Digest{sha}, Verified, "by its alias " + sha.String() + ", a claim"},
+		// The identity counts first, and nobody has computed it.
+		{"alias", []lineage.Reference{ref(dig(lineage.BLAKE3, 32, "b"), dig(lineage.MD5, 16, "m"), sha)}, []lineage.Digest{sha}, Unknown, "its alias " + sha.String() + " is equal, its identity by blake3 was not computed"},
+		{"alias of a commit", []lineage.Reference{ref(dig(lineage.GitCommit, 20, "g"), sha)}, []lineage.Digest{sha}, Unknown, "identity by gitCommit was not computed"},
+		{"SHA-512 identity", []lineage.Reference{ref(big, sha)}, []lineage.Digest{sha, big}, Verified, "identity sha512"},
+		{"other SHA-512 identity, alias", []lineage.Reference{ref(dig(lineage.SHA512, 64, "x"), sha)}, []lineage.Digest{sha, big}, NotVerified, "its identity is another sha512"},
+		{"the same, beside the file itself", []lineage.Reference{ref(dig(lineage.SHA512, 64, "x"), sha), ref(sha)}, []lineage.Digest{sha, big}, Verified, "references[1] by its identity"},
+		{"weak identity, alias", []lineage.Reference{ref(dig(lineage.GitBlob, 20, "g"), sha)}, []lineage.Digest{sha, dig(lineage.GitBlob, 20, "g")}, Verified, "by its alias"},
+		{"identity equal, alias differs", []lineage.Reference{ref(sha, dig(lineage.SHA512, 64, "x"))}, []lineage.Digest{sha, big}, Verified, "by its identity"},
+		{"directory with the alias of a file", []lineage.Reference{ref(dig(lineage.DirHash, 32, "d"), sha)}, []lineage.Digest{sha}, NotVerified, "not that of a plain file"},
+		{"Git tree with the alias of a file", []lineage.Reference{ref(dig(lineage.GitTree, 32, "d"), sha)}, []lineage.Digest{sha}, NotVerified, "not that of a plain file"},
+		{"file with the alias of a directory", []lineage.Reference{ref(sha, dig(lineage.DirHash, 32, "d"))}, []lineage.Digest{dig(lineage.DirHash, 32, "d")}, NotVerified, "not that of a directory"},
+		{"Git tree with the alias of a directory", []lineage.Reference{ref(dig(lineage.GitTree, 32, "t"), dig(lineage.DirHash, 32, "d"))}, []lineage.Digest{dig(lineage.DirHash, 32, "d")}, Unknown, "gitTree was not computed"},
+		{"Git tree", []lineage.Reference{ref(dig(lineage.GitTree, 32, "t"))}, []lineage.Digest{dig(lineage.DirHash, 32, "d")}, Unknown, "gitTree, which was not computed"},
+		{"name, one alias equal and one not", []lineage.Reference{named(sha, dig(lineage.SHA512, 64, "x"))}, []lineage.Digest{sha, big}, NotVerified, "sha512 differs"},
+		{"name, other alias", []lineage.Reference{named(dig(lineage.SHA256, 32, "x"))}, []lineage.Digest{sha}, NotVerified, "is of other bytes"},
+		{"name, alias not computed", []lineage.Reference{named(dig(lineage.BLAKE3, 32, "x"))}, []lineage.Digest{sha}, Unknown, "alias by blake3 was not computed"},
+		{"name, MD5 alias", []lineage.Reference{named(dig(lineage.MD5, 16, "m"))}, []lineage.Digest{sha, dig(lineage.MD5, 16, "m")}, Unknown, "md5 is equal"},
+		{"not computed, other alias", []lineage.Reference{ref(dig(lineage.BLAKE3, 32, "b"), dig(lineage.SHA256, 32, "x"))}, []lineage.Digest{sha}, Unknown, "identified by blake3"},
+		{"changed", []lineage.Reference{{Role: lineage.Input, Known: lineage.Changed, Digest: sha}}, []lineage.Digest{sha}, Verified, "other bytes when the run ended"},
 		{"alias of a name", []lineage.Reference{{Role: lineage.Input, Known: lineage.NameOnly, Name: lineage.Name{Name: "n"}, Aliases: []lineage.Digest{sha}}}, []lineage.Digest{sha}, Verified, "a claim"},
 		// The identity says "other bytes", the alias claims "these": what is computed wins.
 		{"alias against identity", []lineage.Reference{ref(dig(lineage.SHA256, 32, "x"), dig(lineage.SHA512, 64, "l"))}, []lineage.Digest{sha, dig(lineage.SHA512, 64, "l")}, NotVerified, "other bytes"},
@@ -63,6 +87,34 @@ func TestSubject(t *testing.T) {
 		if res.Facts == nil || (len(res.Matches) > 0) != (c.want == Verified) {
 			t.Errorf("%s: facts %v, matches %v", c.name, res.Facts, res.Matches)
 		}
+	}
+}
+
+// TestUnreadSubject: what could not be read is a doubt, and hides no contradiction.
+func TestUnreadSubject(t *testing.T) {
+	l, at := filled(t)
+	unread := Subject{Name: "lost", Err: errors.New("no such file")}
+	res := Verify(l.receipt(at, Opened), l.policy(), []Subject{unread, subject("model")}, Require{})
+	if res.Outcome != Unknown || res.Facts == nil || len(res.Matches) != 1 || !strings.Contains(res.text(), "subject could not tell: lost: no such file") {
+		t.Error(res.text())
+	}
+	forged := l.receipt(at, Opened)
+	forged.Proof.Index--
+	if res := Verify(forged, l.policy(), []Subject{unread}, Require{}); res.Outcome != NotVerified {
+		t.Error(res.text())
+	}
+}
+
+func TestAlgorithms(t *testing.T) {
+	l := newTestLog(t, testOrigin, 1)
+	e := runEvent()
+	e.References[0].Aliases = []lineage.Digest{dig(lineage.SHA512, 64, "x"), dig(lineage.MD5, 16, "x")}
+	got := Algorithms(l.leaves[l.add(e)])
+	if want := []lineage.Algorithm{lineage.SHA256, lineage.SHA512, lineage.MD5}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := Algorithms([]byte("hello")); got != nil {
+		t.Errorf("of no leaf: %v", got)
 	}
 }
 
@@ -114,6 +166,7 @@ func TestMembers(t *testing.T) {
 		{"order", manifestJSON(hexDirHash([][2]string{files[1], files[0]}), [][2]string{files[1], files[0]}), subject("alpha"), Unknown, ""},
 		{"unknown field", strings.Replace(manifestJSON(good, files), `"size"`, `"length"`, 1), subject("alpha"), Unknown, ""},
 		{"not JSON", "dirHash", subject("alpha"), Unknown, ""},
+		{"no last line feed", strings.TrimSuffix(manifestJSON(good, files), "\n"), subject("alpha"), Unknown, ""},
 		{"two values", manifestJSON(good, files) + "{}", subject("alpha"), Unknown, ""},
 		{"bad digest", strings.Replace(manifestJSON(good, files), `"sha256":"`, `"sha256":"z`, 1), subject("alpha"), Unknown, ""},
 		{"line feed in a path", manifestJSON(hexDirHash([][2]string{{"a\nb", "alpha"}}), [][2]string{{"a\nb", "alpha"}}), subject("alpha"), Unknown, ""},
@@ -126,7 +179,7 @@ func TestMembers(t *testing.T) {
 		at := l.add(&lineage.Event{
 			ID: lineage.ID{1}, Kind: lineage.KindRun, Action: uint8(lineage.RunComplete), RunID: lineage.ID{1},
 			References: []lineage.Reference{{Role: lineage.Input, Known: lineage.Computed, Digest: d}},
-			Documents:  []lineage.Document{{MediaType: "text/plain", Content: []byte("x")}, {MediaType: ManifestMediaType, Name: "data", Content: []byte(c.document)}},
+			Documents:  []lineage.Document{{MediaType: "text/plain", Content: []byte("x")}, {MediaType: lineage.ManifestMediaType, Name: "data", Content: []byte(c.document)}},
 		})
 		res := Verify(l.receipt(at, Opened), l.policy(), []Subject{c.subject}, Require{})
 		if got := res.last(CheckSubject); got.Outcome != c.want || !strings.Contains(got.Detail, c.says) {
@@ -170,7 +223,7 @@ func TestRequire(t *testing.T) {
 		{"job=fraud", run, Opened, nil, NotVerified},
 		{"job=fraud-model", run, Withheld, nil, Unknown},
 		{"job=fraud-model", run, Erased, nil, Unknown},
-		{"job=fraud-model", attestation, Withheld, nil, NotVerified},
+		{"job=fraud-model", attestation, Opened, nil, NotVerified},
 		{"role=input", run, Withheld, nil, Verified},
 		{"role=subject", run, Withheld, nil, NotVerified},
 		{"role=input,artifact=model", run, Withheld, nil, NotVerified}, // an input, and a model, and not the same thing

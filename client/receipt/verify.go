@@ -30,10 +30,20 @@ func Verify(r *Receipt, p *Policy, subjects []Subject, req Require) *Result {
 		v.add(CheckReceipt, NotVerified, "%v", err)
 		return &v.Result
 	}
+	if err := v.readCheckpoint(); err != nil {
+		v.add(CheckReceipt, NotVerified, "%v", err)
+		return &v.Result
+	}
 	v.add(CheckReceipt, Verified, "well-formed")
 	v.leafCheck()
 	v.originCheck()
-	proven := v.checkpointCheck(p) && v.inclusionCheck()
+	// No check waits for another one: a doubt about the log's key must not hide that the entry is not in its tree.
+	signed, included := v.checkpointCheck(p), v.inclusionCheck()
+	proven := signed && included
+	if proven {
+		v.Origin, v.LogKey, v.Witnesses, v.Quorum = v.checkpoint.Origin, v.verdict.LogKey, v.verdict.Witnesses, v.verdict.Quorum
+		v.Index, v.TreeSize, v.LeafHash = r.Proof.Index, v.checkpoint.Size, merkle.LeafHash(r.Leaf).String()
+	}
 	if v.leaf != nil {
 		v.genesisCheck()
 		v.bodyCheck()
@@ -55,10 +65,9 @@ type verification struct {
 	Result
 
 	receipt    *Receipt
-	leaf       *lineage.Leaf // nil if not understood
-	body       *body         // nil unless opened and committed to
-	origin     string        // as the checkpoint has it; verified or not
-	checkpoint checkpoint.Checkpoint
+	leaf       *lineage.Leaf         // nil if not understood
+	body       *body                 // nil unless opened and committed to
+	checkpoint checkpoint.Checkpoint // as it stands in the receipt, verified or not
 	verdict    checkpoint.Verdict
 	matched    [][]int // references that each subject is, so that requirements are asked of them
 }
@@ -72,6 +81,17 @@ type body struct {
 func (v *verification) add(name string, o Outcome, format string, args ...any) {
 	v.Checks = append(v.Checks, Check{name, o, fmt.Sprintf(format, args...)})
 	v.Outcome = worst(v.Outcome, o)
+}
+
+// readCheckpoint takes the proof apart. A receipt that was parsed passes; others are made by hand.
+func (v *verification) readCheckpoint() error {
+	p, err := checkpoint.ParseTlogProof(v.receipt.Proof.Text())
+	if err != nil {
+		return err
+	}
+	text := p.Checkpoint[:bytes.LastIndex(p.Checkpoint, []byte("\n\n"))+1]
+	v.checkpoint, err = checkpoint.Parse(string(text))
+	return err
 }
 
 func (v *verification) leafCheck() {
@@ -90,16 +110,14 @@ func (v *verification) leafCheck() {
 // originCheck keeps a leaf from being read under a log whose leaves are anything: who may append bytes of their choice to an opaque log
 // could otherwise make up an entry.
 func (v *verification) originCheck() {
-	line, _, _ := bytes.Cut(v.receipt.Proof.Checkpoint, []byte("\n"))
-	v.origin = string(line)
-	o, err := lineage.ParseOrigin(v.origin)
+	o, err := lineage.ParseOrigin(v.checkpoint.Origin)
 	switch {
 	case err != nil:
 		v.add(CheckOrigin, NotVerified, "%v", err)
 	case o.Kind != lineage.LineageLog:
-		v.add(CheckOrigin, NotVerified, "%s is an %s log: its leaves are not entries", clip(v.origin), o.Kind)
+		v.add(CheckOrigin, NotVerified, "%s is an %s log: its leaves are not entries", v.checkpoint.Origin, o.Kind)
 	default:
-		v.add(CheckOrigin, Verified, "lineage log %s", v.origin)
+		v.add(CheckOrigin, Verified, "lineage log %s", v.checkpoint.Origin)
 	}
 }
 
@@ -112,7 +130,7 @@ func (v *verification) checkpointCheck(p *Policy) bool {
 	c, verdict, err := p.p.Verify(v.receipt.Proof.Checkpoint)
 	switch {
 	case errors.Is(err, checkpoint.ErrUnknownLog):
-		v.add(CheckLogKey, Unknown, "the policy has no log %s", clip(v.origin))
+		v.add(CheckLogKey, Unknown, "the policy has no log %s", clip(v.checkpoint.Origin))
 		return false
 	case errors.Is(err, checkpoint.ErrUnsupportedKey):
 		v.add(CheckLogKey, Unknown, "%v", err)
@@ -136,39 +154,66 @@ func (v *verification) checkpointCheck(p *Policy) bool {
 	} else {
 		v.add(CheckWitnesses, Verified, "quorum %s met by %s", verdict.Quorum, strings.Join(verdict.Witnesses, ", "))
 	}
-	v.checkpoint, v.verdict = c, verdict
+	v.verdict = verdict
 	return true
 }
 
 // inclusionCheck reports whether the leaf is in the tree.
 func (v *verification) inclusionCheck() bool {
-	proof, leaf := &v.receipt.Proof, merkle.LeafHash(v.receipt.Leaf)
-	if err := merkle.VerifyInclusion(leaf, proof.Index, v.checkpoint.Size, proof.Hashes, v.checkpoint.Root); err != nil {
+	proof := &v.receipt.Proof
+	if err := merkle.VerifyInclusion(merkle.LeafHash(v.receipt.Leaf), proof.Index, v.checkpoint.Size, proof.Hashes, v.checkpoint.Root); err != nil {
 		v.add(CheckInclusion, NotVerified, "%v", err)
 		return false
 	}
 	v.add(CheckInclusion, Verified, "entry %d of %d", proof.Index, v.checkpoint.Size)
-	v.Origin, v.LogKey, v.Witnesses, v.Quorum = v.checkpoint.Origin, v.verdict.LogKey, v.verdict.Witnesses, v.verdict.Quorum
-	v.Index, v.TreeSize, v.LeafHash = proof.Index, v.checkpoint.Size, leaf.String()
 	return true
 }
 
 func (v *verification) genesisCheck() {
-	genesis := v.leaf.Kind == lineage.KindControl && lineage.ControlKind(v.leaf.Action) == lineage.ControlGenesis
+	genesis := v.leaf.IsGenesis()
 	switch first := v.receipt.Proof.Index == 0; {
 	case !genesis && !first:
 	case genesis != first:
 		v.add(CheckGenesis, NotVerified, "entry %d is a %s event: the genesis is entry 0, and entry 0 is the genesis", v.receipt.Proof.Index, v.leaf.Kind)
-	case v.leaf.Control.Origin != v.origin:
-		v.add(CheckGenesis, NotVerified, "it is the genesis of %q", clip(v.leaf.Control.Origin))
 	default:
+		if err := genesisOf(v.leaf.Control, v.checkpoint.Origin); err != nil {
+			v.add(CheckGenesis, NotVerified, "%v", err)
+			return
+		}
 		v.add(CheckGenesis, Verified, "genesis of the log")
 	}
+}
+
+// genesisOf holds the genesis to the origin under which it was recorded: what a log says of itself must be what its checkpoints say.
+func genesisOf(c *lineage.Control, origin string) error {
+	o, err := lineage.ParseOrigin(origin)
+	if err != nil {
+		return err
+	}
+	signer, _, _ := strings.Cut(c.VKey, "+") // no origin has a plus sign
+	switch {
+	case c.Origin != origin:
+		return fmt.Errorf("it is the genesis of %q", clip(c.Origin))
+	case c.LogKind != o.Kind || c.ClusterID != o.Cluster || c.LogName != o.Name:
+		return errors.New("kind, cluster and name are not those of the origin")
+	case c.HashAlgorithm != lineage.SHA256:
+		return fmt.Errorf("its tree is hashed with %s, not sha256", c.HashAlgorithm)
+	case signer != origin:
+		return fmt.Errorf("its verifier key is that of %q", clip(signer))
+	case c.SchemaDigest.Algorithm != lineage.SHA256:
+		return fmt.Errorf("the digest of its schema is by %s, not sha256", c.SchemaDigest.Algorithm)
+	case c.SchemaID == lineage.SchemaID && c.SchemaDigest != lineage.SchemaDigest():
+		return fmt.Errorf("its schema %s has the digest %s, this version's %s", c.SchemaID, c.SchemaDigest, lineage.SchemaDigest())
+	}
+	return nil
 }
 
 // bodyCheck opens the body. A body that the leaf does not commit to is no doubt but a contradiction, and so is one that does not fit.
 func (v *verification) bodyCheck() {
 	if v.receipt.BodyState != Opened {
+		if len(v.leaf.Bodies) == 0 {
+			v.add(CheckBody, NotVerified, "it says %s, and the entry has none", v.receipt.BodyState)
+		}
 		return
 	}
 	b, err := openBody(v.leaf, v.receipt.Body)

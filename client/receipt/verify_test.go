@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"github.com/provledger/provledger/client/lineage"
 )
 
@@ -41,6 +43,11 @@ func (w *witness) Sign(msg []byte) ([]byte, error) {
 	return append(binary.BigEndian.AppendUint64(nil, now), sig...), nil
 }
 
+// badSigner signs something else.
+type badSigner struct{ note.Signer }
+
+func (s badSigner) Sign(msg []byte) ([]byte, error) { return s.Signer.Sign(append(msg, 'x')) }
+
 // last returns the named check, the last of that name.
 func (r *Result) last(name string) Check {
 	for i := len(r.Checks) - 1; i >= 0; i-- {
@@ -53,6 +60,7 @@ func (r *Result) last(name string) Check {
 
 func TestVerifyOutcomes(t *testing.T) {
 	l, at := filled(t)
+	bare := l.add(&lineage.Event{ID: lineage.ID{9}, Kind: lineage.KindRun, Action: 1, RunID: lineage.ID{1}})
 	stranger := newTestLog(t, testOrigin, 2)                                            // same origin, other key
 	elsewhere := newTestLog(t, strings.Replace(testOrigin, "main", "other", 1), 3)      // other log
 	opaque := newTestLog(t, strings.Replace(testOrigin, "/lineage/", "/opaque/", 1), 4) // a log of any bytes
@@ -83,6 +91,16 @@ func TestVerifyOutcomes(t *testing.T) {
 		{"no policy", l, nil, at, Opened, nil, CheckLogKey, Unknown},
 		{"another log", elsewhere, l.policy(), 1, Opened, nil, CheckLogKey, Unknown},
 		{"another key", stranger, l.policy(), 1, Opened, nil, CheckSignature, NotVerified},
+		// A doubt hides no contradiction.
+		{"no policy, index of a neighbour", l, nil, at, Opened, func(r *Receipt) { r.Proof.Index-- }, CheckInclusion, NotVerified},
+		{"no policy, body of a neighbour", l, nil, at, Opened, func(r *Receipt) { r.Body = l.bodies[at-1] }, CheckBody, NotVerified},
+		{"another log, other leaf", elsewhere, l.policy(), 1, Withheld, func(r *Receipt) { r.Leaf = l.leaves[at] }, CheckInclusion, NotVerified},
+		{"another log, bad line by a known key", elsewhere, l.policy(), 1, Opened, func(r *Receipt) {
+			r.Proof.Checkpoint = addSignature(t, r.Proof.Checkpoint, badSigner{l.key})
+		}, CheckSignature, NotVerified},
+		{"no body withheld", l, l.policy(), bare, Withheld, nil, CheckBody, NotVerified},
+		{"no body erased", l, l.policy(), bare, Erased, nil, CheckBody, NotVerified},
+		{"no body", l, l.policy(), bare, Opened, nil, CheckBody, Verified},
 		{"opaque log", opaque, opaque.policy(), 1, Opened, nil, CheckOrigin, NotVerified},
 		{"foreign log", foreign, foreign.policy(), 1, Opened, nil, CheckOrigin, NotVerified},
 		{"checkpoint of a fork", l, l.policy(), at, Opened, func(r *Receipt) { r.Proof.Checkpoint = fork.checkpoint() }, CheckInclusion, NotVerified},
@@ -105,10 +123,11 @@ func TestVerifyOutcomes(t *testing.T) {
 		if got := res.last(c.check); got.Outcome != c.outcome || res.Outcome != c.outcome || got.Detail == "" {
 			t.Errorf("%s: want %s %s\n%s", c.name, c.check, c.outcome, res.text())
 		}
-		if (res.Facts != nil) != (c.outcome == Verified) || (res.Origin != "") != (res.last(CheckInclusion).Outcome == Verified) {
+		signed := res.last(CheckSignature).Outcome == Verified && res.last(CheckInclusion).Outcome == Verified
+		if (res.Facts != nil) != (c.outcome == Verified) || (res.Origin != "") != signed {
 			t.Errorf("%s: facts %v, origin %q", c.name, res.Facts, res.Origin)
 		}
-		if c.name == "unknown state" || c.name == "withheld with parts" {
+		if c.name == "unknown state" || c.name == "withheld with parts" || c.name == "no signed note" {
 			continue // not even looked at further
 		}
 		if len(res.NotChecked) == 0 {
@@ -161,6 +180,38 @@ func TestGenesisChecks(t *testing.T) {
 		forged.add(runEvent())
 		if res := Verify(forged.receipt(0, Withheld), forged.policy(), nil, Require{}); res.Outcome != NotVerified || res.last(CheckGenesis).Outcome != NotVerified {
 			t.Errorf("entry 0 is a %s: %s", name, res.text())
+		}
+	}
+}
+
+// TestGenesisAgrees: what a log says of itself is what its origin says.
+func TestGenesisAgrees(t *testing.T) {
+	digest := sha256Of("another schema")
+	for name, c := range map[string]struct {
+		change func(g *lineage.Leaf)
+		want   Outcome
+	}{
+		"as it is":              {func(*lineage.Leaf) {}, Verified},
+		"a later schema":        {func(g *lineage.Leaf) { g.Control.SchemaID, g.Control.SchemaDigest = "provledger/leaf/2", digest }, Verified},
+		"without index version": {func(g *lineage.Leaf) { g.Control.IndexFunction = 0 }, Verified},
+		"other origin":          {func(g *lineage.Leaf) { g.Control.Origin += "x" }, NotVerified},
+		"other kind":            {func(g *lineage.Leaf) { g.Control.LogKind = lineage.OpaqueLog }, NotVerified},
+		"other cluster":         {func(g *lineage.Leaf) { g.Control.ClusterID[0]++ }, NotVerified},
+		"other name":            {func(g *lineage.Leaf) { g.Control.LogName = "mainx" }, NotVerified},
+		"no name":               {func(g *lineage.Leaf) { g.Control.LogName = "" }, NotVerified},
+		"other hash":            {func(g *lineage.Leaf) { g.Control.HashAlgorithm = lineage.SHA512256 }, NotVerified},
+		"key of another":        {func(g *lineage.Leaf) { g.Control.VKey = "x" + g.Control.VKey }, NotVerified},
+		"other schema digest":   {func(g *lineage.Leaf) { g.Control.SchemaDigest = digest }, NotVerified},
+		"SHA-512 of a schema": {func(g *lineage.Leaf) {
+			g.Control.SchemaID, g.Control.SchemaDigest = "provledger/leaf/2", dig(lineage.SHA512, 64, "s")
+		}, NotVerified},
+		"no reference key": {func(g *lineage.Leaf) { g.Bodies = nil }, NotVerified},
+	} {
+		l := newTestLog(t, testOrigin, 1)
+		l.leaves[0], l.bodies[0] = l.genesis(c.change)
+		l.add(runEvent())
+		if res := Verify(l.receipt(0, Withheld), l.policy(), nil, Require{}); res.Outcome != c.want {
+			t.Errorf("%s: %s", name, res.text())
 		}
 	}
 }

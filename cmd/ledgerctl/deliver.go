@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/provledger/provledger/client"
-	"github.com/provledger/provledger/client/artifact"
 	"github.com/provledger/provledger/client/lineage"
 )
 
@@ -165,7 +164,7 @@ func (a *app) keepManifest(role lineage.Role, raw []byte) (lineage.Reference, st
 	path := filepath.Join(dir, fmt.Sprintf("%x.json", sum))
 	f := lineage.Reference{
 		Role: role, Kind: lineage.DocumentKind, Known: lineage.Computed, Digest: lineage.Digest{Algorithm: lineage.SHA256, Value: string(sum[:])},
-		MediaType: artifact.ManifestMediaType, Size: int64(len(raw)),
+		MediaType: lineage.ManifestMediaType, Size: int64(len(raw)),
 	}
 	return f, path, writeFileSync(path, raw, 0o600)
 }

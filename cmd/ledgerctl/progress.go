@@ -8,6 +8,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 
 	"github.com/provledger/provledger/client/artifact"
+	"github.com/provledger/provledger/client/lineage"
 )
 
 // progressDelay keeps short work silent: a bar that flashes tells nothing.
@@ -42,13 +43,13 @@ func (a *app) progress(what string, total int64, bytes bool) (add func(int64), d
 }
 
 // hash computes the identity of a file or directory, with progress. It always reads the bytes: there is no cache to be wrong.
-func (a *app) hash(ctx context.Context, path string) (*artifact.Artifact, error) {
+func (a *app) hash(ctx context.Context, path string, also ...lineage.Algorithm) (*artifact.Artifact, error) {
 	add, done := func(int64) {}, func() {}
 	if isTerminal(a.stderr) { // only then is it worth walking a directory for its size
 		add, done = a.progress("hashing "+path, artifact.Total(path), true)
 	}
 	defer done()
-	x, err := artifact.Hash(ctx, path, artifact.Options{Progress: add})
+	x, err := artifact.Hash(ctx, path, artifact.Options{Progress: add, Also: also})
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/provledger/provledger/client"
-	"github.com/provledger/provledger/client/artifact"
 	"github.com/provledger/provledger/client/lineage"
 )
 
@@ -314,7 +313,7 @@ func (r *runRecord) say(x *client.Recorded) {
 	in, out := 0, 0
 	for i := range r.event.References {
 		switch f := &r.event.References[i]; {
-		case f.MediaType == artifact.ManifestMediaType: // ours, not the command's
+		case f.MediaType == lineage.ManifestMediaType: // ours, not the command's
 		case f.Role == lineage.Input:
 			in++
 		default:

@@ -307,7 +307,7 @@ func (r *runRecord) room(metrics []lineage.Document) int {
 		f := &r.event.References[i]
 		left -= len(f.URI) + len(f.MediaType) + len(f.Name.Namespace) + len(f.Name.Name) + len(f.Name.Version)
 	}
-	return min(left, artifact.MaxInlineManifest)
+	return min(left, lineage.MaxInlineManifest)
 }
 
 // manifests returns the manifests of directories as documents, as far as the body has room. A larger one becomes an artifact: it is kept
@@ -323,7 +323,7 @@ func (r *runRecord) manifests(room int) (docs []lineage.Document) {
 		const framing = 4096 // path and media type
 		if len(raw)+framing <= room && len(docs) < lineage.MaxDocuments-2 {
 			room -= len(raw) + framing
-			docs = append(docs, lineage.Document{MediaType: artifact.ManifestMediaType, Name: x.Path, Content: raw})
+			docs = append(docs, lineage.Document{MediaType: lineage.ManifestMediaType, Name: x.Path, Content: raw})
 			return
 		}
 		f, path, err := r.app.keepManifest(role, raw)

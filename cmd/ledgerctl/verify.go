@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -26,8 +27,14 @@ key that is remembered of the ledger. Of several entries it takes the newest reg
 
 --require holds the entry to more: kind, action, outcome, job, principal; and, of the reference that FILE is: role, purpose, artifact.
 
-It says VERIFIED (exit code 0), NOT VERIFIED (1) or COULD NOT TELL (2). Verified means recorded and unaltered; it does not mean true or
-approved. Files are always read: there is no cache. With -o json, several FILEs that are looked up give a list.`,
+It says VERIFIED (exit code 0), NOT VERIFIED (1) or COULD NOT TELL (2): not verified if any check failed, else could not tell if any could
+not be made. A FILE or POLICY that cannot be read leaves the other checks to be made, and is one that could not be; without the receipt
+itself nothing can be told, but a file that is no receipt, or too large for one, is not verified. Verified means recorded and unaltered; it
+does not mean true or approved.
+
+A FILE is hashed by every algorithm that the receipt identifies artifacts by, as far as it can be computed: sha256, sha384, sha512,
+sha512_256, sha3_256, sha3_384, sha3_512; a directory by dirHash. Files are always read: there is no cache. With -o json, several FILEs that
+are looked up give a list.`,
 		Example: `  ledgerctl verify model.json --receipt model.receipt --trust ledger.policy --require kind=run,role=output,job=train
   ledgerctl verify data/ model.json -o json`,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -38,18 +45,10 @@ approved. Files are always read: there is no cache. With -o json, several FILEs 
 			if file == "" && len(args) == 0 {
 				return usage("verify needs a FILE, or --receipt, or both; see `%s --help`", c.CommandPath())
 			}
-			subjects := make([]receipt.Subject, len(args))
-			for i, path := range args {
-				x, err := a.hash(c.Context(), path)
-				if err != nil {
-					return fmt.Errorf("could not tell: %w", err)
-				}
-				subjects[i] = receipt.Subject{Name: path, Digests: []lineage.Digest{x.Digest}}
-			}
 			if file == "" {
-				return a.verifyOnline(c.Context(), subjects, req)
+				return a.verifyOnline(c.Context(), args, req)
 			}
-			return a.verifyOffline(file, subjects, req)
+			return a.verifyOffline(c.Context(), file, args, req)
 		},
 	}
 	c.Flags().StringVar(&file, "receipt", "", "receipt `FILE`; with it nothing is connected to")
@@ -57,31 +56,42 @@ approved. Files are always read: there is no cache. With -o json, several FILEs 
 	return c
 }
 
-// verifyOffline needs the files, the receipt and the policy, and touches nothing else.
-func (a *app) verifyOffline(file string, subjects []receipt.Subject, req receipt.Require) error {
+// verifyOffline needs the files, the receipt and the policy, and touches nothing else. What is missing takes no check away but its own: a
+// forged receipt must show even beside a path that is wrong.
+func (a *app) verifyOffline(ctx context.Context, file string, paths []string, req receipt.Require) error {
 	raw, err := readReceipt(file)
 	if err != nil {
 		return fmt.Errorf("could not tell: %w", err)
 	}
-	p, err := a.policy()
-	if err != nil {
-		return err
+	p, policyErr := a.policy()
+	var algorithms []lineage.Algorithm
+	if r, err := receipt.Parse(raw); err == nil { // VerifyFile says what is wrong with it
+		algorithms = receipt.Algorithms(r.Leaf)
+	}
+	var subjects []receipt.Subject
+	for _, path := range paths {
+		subjects = append(subjects, a.atHand(ctx, path, algorithms...))
 	}
 	result := receipt.VerifyFile(raw, p, subjects, req)
-	if err := a.printResults([]verification{{Receipt: file, Files: names(subjects), Result: result}}, true); err != nil {
+	if err := a.printResults([]verification{{Receipt: file, Files: paths, Result: result}}, true); err != nil {
 		return err
 	}
-	if p == nil {
+	switch {
+	case policyErr != nil:
+		a.note("ledgerctl: the trusted log keys could not be read: %s", plain(policyErr.Error()))
+	case p == nil:
 		a.note("  Give the trusted log keys with --trust POLICY; `ledgerctl key show --policy` prints those of a ledger.")
 	}
 	return outcomeError(result.Outcome)
 }
 
-func names(subjects []receipt.Subject) (list []string) {
-	for _, s := range subjects {
-		list = append(list, s.Name)
+// atHand reads a file or directory, by SHA-256 or dirHash and what else is asked for.
+func (a *app) atHand(ctx context.Context, path string, also ...lineage.Algorithm) receipt.Subject {
+	x, err := a.hash(ctx, path, also...)
+	if err != nil {
+		return receipt.Subject{Name: path, Err: err}
 	}
-	return list
+	return receipt.Subject{Name: path, Digests: x.Digests}
 }
 
 func readReceipt(path string) ([]byte, error) {

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/provledger/provledger/client"
+	"github.com/provledger/provledger/client/artifact"
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/client/receipt"
 )
@@ -12,8 +14,12 @@ import (
 // checkRecorded is the check that only a ledger can answer: it has an entry about the bytes.
 const checkRecorded = "recorded"
 
-// verifyOnline looks each subject up and verifies the receipts that it gets as if they had come in a file.
-func (a *app) verifyOnline(ctx context.Context, subjects []receipt.Subject, req receipt.Require) error {
+// verifyOnline looks each file up and verifies the receipts that it gets as if they had come in a file.
+func (a *app) verifyOnline(ctx context.Context, paths []string, req receipt.Require) error {
+	var subjects []receipt.Subject // hashed before the ledger is opened, which may take long
+	for _, path := range paths {
+		subjects = append(subjects, a.atHand(ctx, path))
+	}
 	s, err := a.openLedger(ctx, false)
 	if err != nil {
 		return fmt.Errorf("could not tell: %w", err)
@@ -51,6 +57,13 @@ func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject
 	}
 	var results []verification
 	for _, x := range subjects {
+		if x.Err != nil {
+			results = append(results, verification{Files: []string{x.Name}, Result: &receipt.Result{
+				Outcome: receipt.Unknown, Checks: []receipt.Check{{Name: receipt.CheckSubject, Outcome: receipt.Unknown, Detail: fmt.Sprintf("%s: %v", x.Name, x.Err)}},
+				NotChecked: []string{"anything: the file could not be read"},
+			}})
+			continue
+		}
 		entries, err := a.find(ctx, s, query(client.Ref{Digest: x.Digests[0]}))
 		if err != nil {
 			return nil, err
@@ -69,6 +82,13 @@ func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject
 		r, _, err := s.Receipt(ctx, a.log, client.AtIndex(c.entry.Index))
 		if err != nil {
 			return nil, err
+		}
+		// It was found by one digest; the entry may identify it by others, which count first.
+		if also := receipt.Algorithms(r.Leaf); slices.ContainsFunc(also, artifact.Computes) && x.Digests[0].Algorithm == lineage.SHA256 {
+			found := x.Digests[0]
+			if x = a.atHand(ctx, x.Name, also...); x.Err == nil && x.Digests[0] != found {
+				x.Err = artifact.ErrChanged
+			}
 		}
 		v.Result, v.Choice = receipt.Verify(r, p, []receipt.Subject{x}, req), c.why
 		for _, e := range entries {

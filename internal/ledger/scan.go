@@ -2,9 +2,8 @@ package ledger
 
 import (
 	"context"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/provledger/provledger/client/lineage"
@@ -21,9 +20,6 @@ type Query struct {
 	// Members also matches entries that reference a directory whose manifest, in the body, lists one of Digests.
 	Members bool
 }
-
-// manifestMediaType marks a document that lists the files of a directory.
-const manifestMediaType = "application/vnd.provledger.manifest.v1+json"
 
 // scanStride is how many entries are looked at between two looks at the context.
 const scanStride = 1024
@@ -116,13 +112,15 @@ func (m *matcher) match(e *Entry) (bool, error) {
 	if m.events[leaf.EventID] || leaf.RunID != (lineage.ID{}) && m.runs[leaf.RunID] {
 		return true, nil
 	}
-	directories := false
+	var directories []lineage.Digest
 	for i := range leaf.References {
 		f := &leaf.References[i]
 		if m.identity(f.Identity) {
 			return true, nil
 		}
-		directories = directories || f.Identity.Algorithm == lineage.DirHash
+		if f.Identity.Algorithm == lineage.DirHash {
+			directories = append(directories, f.Identity)
+		}
 		for _, a := range f.Aliases {
 			if m.identity(a) {
 				return true, nil
@@ -132,7 +130,7 @@ func (m *matcher) match(e *Entry) (bool, error) {
 	if len(m.names) > 0 && m.named(e) {
 		return true, nil
 	}
-	return directories && m.q.Members && m.member(e), nil
+	return len(directories) > 0 && m.q.Members && m.member(e, directories), nil
 }
 
 func (m *matcher) identity(d lineage.Digest) bool {
@@ -169,7 +167,9 @@ func (m *matcher) named(e *Entry) bool {
 	return false
 }
 
-func (m *matcher) member(e *Entry) bool {
+// member reports whether a manifest of one of the directories, in the body, lists a file that is looked for. What is no manifest lists
+// nothing: documents are the producer's own.
+func (m *matcher) member(e *Entry, directories []lineage.Digest) bool {
 	for _, p := range e.Body {
 		if p.Kind != lineage.PartDocuments {
 			continue
@@ -179,29 +179,16 @@ func (m *matcher) member(e *Entry) bool {
 			return false
 		}
 		for i := range docs {
-			if docs[i].MediaType == manifestMediaType && m.lists(docs[i].Content) {
+			if docs[i].MediaType != lineage.ManifestMediaType {
+				continue
+			}
+			list, err := lineage.ParseManifest(docs[i].Content)
+			if err != nil || !slices.Contains(directories, list.DirHash) {
+				continue
+			}
+			if slices.ContainsFunc(list.Files, func(f lineage.Member) bool { return m.identity(f.Digest()) }) {
 				return true
 			}
-		}
-	}
-	return false
-}
-
-// lists reports whether a directory manifest lists a file that is looked for. What is no manifest lists nothing: documents are the
-// producer's own.
-func (m *matcher) lists(document []byte) bool {
-	var manifest struct {
-		Files []struct {
-			SHA256 string `json:"sha256"`
-		} `json:"files"`
-	}
-	if json.Unmarshal(document, &manifest) != nil {
-		return false
-	}
-	for _, f := range manifest.Files {
-		raw, err := hex.DecodeString(f.SHA256)
-		if err == nil && m.identity(lineage.Digest{Algorithm: lineage.SHA256, Value: string(raw)}) {
-			return true
 		}
 	}
 	return false
