@@ -62,6 +62,8 @@ type directory struct {
 	format
 	secret [signer.SecretBytes]byte
 	fresh  bool // FORMAT is not there yet
+	// existing forbids to start a ledger.
+	existing bool
 	// parents are the directories that got a new entry when this one was made.
 	parents []string
 }
@@ -72,8 +74,8 @@ func (d *directory) join(name string) string { return d.fs.PathJoin(d.path, name
 const lockRetry = 20 * time.Millisecond
 
 // openDirectory locks a directory, waiting up to patience for another process to let go of it, and reads what it is.
-func openDirectory(ctx context.Context, fs vfs.FS, path string, patience time.Duration) (*directory, error) {
-	d := &directory{fs: fs, path: path}
+func openDirectory(ctx context.Context, fs vfs.FS, path string, patience time.Duration, existing bool) (*directory, error) {
+	d := &directory{fs: fs, path: path, existing: existing}
 	if err := d.make(); err != nil {
 		return nil, fmt.Errorf("ledger directory %s: %w", path, err)
 	}
@@ -159,21 +161,15 @@ func (d *directory) readFile(name string) ([]byte, error) {
 // start begins a new ledger in a directory that holds nothing but what an earlier, broken attempt left. Such an attempt has made no
 // state: that comes after FORMAT. A directory with state and without FORMAT is a ledger that somebody lost a file of, and stays as it is.
 func (d *directory) start() error {
+	if d.existing {
+		return fmt.Errorf("%w: %s", ErrNoLedger, d.path)
+	}
 	names, err := d.fs.List(d.path)
 	if err != nil {
 		return err
 	}
-	// These come into being after FORMAT, so whoever has one of them was a ledger and must not be thrown away.
-	for _, name := range []string{stateDir, signerDir} {
-		if slices.Contains(names, name) {
-			return fmt.Errorf("%w: %s holds %s/ but no %s: put that file back from where this directory was copied or restored", ErrFormat, d.path, name, formatFile)
-		}
-	}
-	ours := []string{lockFile, secretFile, raftDir}
-	for _, name := range names {
-		if !slices.Contains(ours, name) && !strings.HasPrefix(name, ".") && !strings.HasSuffix(name, temporarySuffix) {
-			return fmt.Errorf("%w: %s is neither empty nor a ledger (it holds %q); name another directory", ErrFormat, d.path, name)
-		}
+	if err := d.mayStart(names); err != nil {
+		return err
 	}
 	if err := d.fs.RemoveAll(d.join(raftDir)); err != nil {
 		return err
@@ -197,6 +193,39 @@ func (d *directory) start() error {
 	}
 	copy(d.secret[:], randomBytes(len(d.secret)))
 	return d.write(secretFile, d.secret[:], true)
+}
+
+// mayStart refuses a directory with anything in it that a new ledger would stand between, or that was a ledger.
+func (d *directory) mayStart(names []string) error {
+	// These come into being after FORMAT, so whoever has one of them was a ledger and must not be thrown away.
+	for _, name := range []string{stateDir, signerDir} {
+		if slices.Contains(names, name) {
+			return fmt.Errorf("%w: %s holds %s/ but no %s: put that file back from where this directory was copied or restored", ErrFormat, d.path, name, formatFile)
+		}
+	}
+	ours := []string{lockFile, secretFile, raftDir}
+	for _, name := range names {
+		if !slices.Contains(ours, name) && !strings.HasPrefix(name, ".") && !strings.HasSuffix(name, temporarySuffix) {
+			return fmt.Errorf("%w: %s is neither empty nor a ledger (it holds %q); name another directory", ErrFormat, d.path, name)
+		}
+	}
+	return nil
+}
+
+// look reports whether there is no ledger yet, and an error where none may be started. It needs no lock and changes nothing.
+func (d *directory) look() (fresh bool, err error) {
+	_, err = d.fs.Stat(d.join(formatFile))
+	if !errors.Is(err, os.ErrNotExist) {
+		return false, err
+	}
+	names, err := d.fs.List(d.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, d.mayStart(names)
 }
 
 func randomBytes(n int) []byte {

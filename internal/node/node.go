@@ -18,7 +18,6 @@ import (
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/consensus"
-	"github.com/provledger/provledger/internal/disk"
 	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/merkle"
 	"github.com/provledger/provledger/internal/raftlog"
@@ -55,8 +54,10 @@ type Config struct {
 	Authn lineage.Authn
 	// LockTimeout is how long to wait for a directory that another process has open.
 	LockTimeout time.Duration
-	Logger      *slog.Logger
-	Registry    *prometheus.Registry
+	// Existing opens only what is a ledger already: else the error wraps ErrNoLedger, and nothing is made.
+	Existing bool
+	Logger   *slog.Logger
+	Registry *prometheus.Registry
 	// Die ends the process: called when going on could lose, fork or freeze the ledger. If it returns, the calling goroutine stops for
 	// ever.
 	Die func(reason string, err error)
@@ -128,7 +129,8 @@ type Node struct {
 }
 
 // Open opens the ledger in c.Dir, or creates it there, and returns when it serves. An error wraps ErrBusy when another process has the
-// directory, ErrFormat when it is no ledger, ledger.ErrCorrupt or raftlog.ErrCorrupt when what is there is damaged.
+// directory, ErrFormat when it is no ledger, ErrNoSpace when the disk is too full to open it, ledger.ErrCorrupt or raftlog.ErrCorrupt when
+// what is there is damaged.
 func Open(ctx context.Context, c Config) (*Node, error) {
 	if c.Dir == "" || c.Die == nil {
 		return nil, errors.New("node: Dir and Die are required")
@@ -148,7 +150,11 @@ const unwindTimeout = 10 * time.Second
 
 // die ends the process, or at least this goroutine's part in it.
 func (n *Node) die(reason string, err error) {
-	n.c.Logger.Error("stopping at once: "+reason, "err", err)
+	log := n.c.Logger
+	if err != nil { // some reasons have no other error behind them
+		log = log.With("err", err)
+	}
+	log.Error("stopping at once: " + reason)
 	n.c.Die(reason, err)
 	select {}
 }
@@ -164,7 +170,10 @@ func (n *Node) unwind(ctx context.Context) (err error) {
 }
 
 func (n *Node) open(ctx context.Context) (err error) {
-	if n.dir, err = openDirectory(ctx, n.c.FS, n.c.Dir, n.c.LockTimeout); err != nil {
+	if _, err := Probe(n.c); err != nil {
+		return err
+	}
+	if n.dir, err = openDirectory(ctx, n.c.FS, n.c.Dir, n.c.LockTimeout, n.c.Existing); err != nil {
 		return err
 	}
 	n.opened(func(context.Context) error { return n.dir.lock.Close() })
@@ -301,22 +310,6 @@ func (n *Node) watch() {
 		<-done
 		return nil
 	})
-}
-
-// lookAtSpace refuses appends while the disk is nearly full: what is accepted can still be flushed.
-func (n *Node) lookAtSpace() {
-	least := n.c.MinFreeBytes + 4*n.c.MemTableBytes
-	free, err := disk.FreeBytes(n.c.FS, n.c.Dir)
-	n.free.Store(free)
-	switch {
-	case err != nil:
-		n.c.Logger.Warn("cannot tell the free space", "err", err)
-	case free < least:
-		err := fmt.Errorf("%w: %d MiB are free in %s, appends need %d MiB; free some space, it goes on by itself", ledger.ErrOverloaded, free>>20, n.c.Dir, least>>20)
-		n.overloaded.Store(&err)
-	default:
-		n.overloaded.Store(nil)
-	}
 }
 
 // Created reports whether Open made a new ledger.
