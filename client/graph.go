@@ -104,7 +104,7 @@ func (g *Graph) Receipt(index uint64) (*receipt.Receipt, error) {
 		return nil, fmt.Errorf("the graph does not rest on entry %d", index)
 	}
 	return &receipt.Receipt{
-		Leaf: f.entry.LeafBytes, BodyState: f.entry.BodyState, Body: f.entry.Body,
+		Leaf: f.entry.LeafBytes, BodyState: receipt.StateFor(f.entry.Leaf, f.entry.BodyState), Body: f.entry.Body,
 		Proof: checkpoint.TlogProof{Index: index, Hashes: f.proof.Hashes, Checkpoint: f.proof.Checkpoint},
 	}, nil
 }

@@ -47,6 +47,15 @@ const (
 	Erased   BodyState = "erased"   // the ledger has it no more
 )
 
+// StateFor returns what a receipt says of the body of an entry where s is what whoever asks may have of it: there is nothing to withhold
+// of an entry without a body.
+func StateFor(l *lineage.Leaf, s BodyState) BodyState {
+	if len(l.Bodies) == 0 {
+		return Opened
+	}
+	return s
+}
+
 // Receipt proves that an entry is in a log.
 type Receipt struct {
 	Leaf      []byte // as recorded, see client/lineage

@@ -11,7 +11,7 @@ import (
 	ledgerv1 "github.com/provledger/provledger/proto/ledger/v1"
 )
 
-// receipt proves a stored entry in a tree.
+// receipt proves a stored entry, read with its body, in a tree.
 func (s *Service) receipt(e *ledger.Entry, t *ledger.Tree, skipBody bool) (*ledgerv1.Receipt, error) {
 	hashes, err := merkle.ProveInclusion(e.Index, t.Head().Size, t)
 	if err != nil {
@@ -28,7 +28,7 @@ func (s *Service) receipt(e *ledger.Entry, t *ledger.Tree, skipBody bool) (*ledg
 	switch {
 	case e.Erased:
 		m.BodyState = ledgerv1.BodyState_BODY_STATE_ERASED
-	case skipBody:
+	case skipBody && len(e.Body) > 0: // there is nothing to withhold of an entry without a body
 		m.BodyState = ledgerv1.BodyState_BODY_STATE_WITHHELD
 	default:
 		m.Body = eventpb.FromParts(e.Body)

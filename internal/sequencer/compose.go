@@ -218,11 +218,15 @@ func (s *Sequencer) same(p *pending, e *lineage.Event, old ledger.Entry) (Record
 	if err != nil {
 		return Recorded{}, err
 	}
-	keys := make([]lineage.Key, len(old.Body))
-	for i := range old.Body {
-		keys[i] = old.Body[i].Key
+	check := func() error { return lineage.CheckErased(e, old.Leaf, c.HashName) }
+	if !old.Erased {
+		keys := make([]lineage.Key, len(old.Body))
+		for i := range old.Body {
+			keys[i] = old.Body[i].Key
+		}
+		check = func() error { return lineage.CheckRecorded(e, old.Leaf, keys, c.HashName) }
 	}
-	if err := lineage.CheckRecorded(e, old.Leaf, keys, c.HashName); err != nil {
+	if err := check(); err != nil {
 		return Recorded{}, &conflictError{e.ID, old.Index, err}
 	}
 	return Recorded{Index: old.Index, Leaf: old.Leaf, LeafHash: merkle.LeafHash(old.Leaf), Body: old.Body, Duplicate: true}, nil

@@ -229,3 +229,31 @@ func TestTrimKeepsWhatIsInFlight(t *testing.T) {
 		r.indexOf(e)
 	}
 }
+
+// TestErasedDuplicate: once the body is erased, the leaf alone says whether an event is the same.
+func TestErasedDuplicate(t *testing.T) {
+	r := newRig(t)
+	e := event()
+	index := r.must(e).Recorded[0].Index
+	old, err := r.l.Entry(ledger.MainLog, index, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pending{Request: request(e)}
+	erased := old
+	erased.Body, erased.Erased = nil, true
+	got, err := r.same(p, e, erased)
+	if err != nil || got.Index != index || !got.Duplicate || got.Body != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	other := *e
+	other.Job.Name += "x"
+	if _, err := r.same(p, &other, erased); !errors.Is(err, ledger.ErrConflict) {
+		t.Errorf("another job: %v", err)
+	}
+	gone := old
+	gone.Body = nil
+	if _, err := r.same(p, e, gone); !errors.Is(err, ledger.ErrConflict) {
+		t.Errorf("a body that is missing and not erased: %v", err)
+	}
+}
