@@ -1144,7 +1144,7 @@ func (x *Entry) GetBody() []*BodyPart {
 // Part of a body with the key that opens its commitment.
 type BodyPart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 identifiers, 2 documents, 3 reference key, 4 control detail.
+	// 1 identifiers, 2 documents, 3 reference key.
 	Part uint32 `protobuf:"varint,1,opt,name=part,proto3" json:"part,omitempty"`
 	// 32 bytes.
 	Key           []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
