@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/health/grpc_health_v1"
+
+	ledgerv1 "github.com/provledger/provledger/proto/ledger/v1"
 )
 
 // TestDrain stops the process politely under load. Whoever got an answer keeps it, whoever got none is told apart, and the process
@@ -54,17 +57,25 @@ func TestDrain(t *testing.T) {
 // TestSecondSignalEndsAtOnce: who asks twice does not want to wait.
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	d := start(t, t.TempDir(), "", "--shutdown-timeout", "10m")
-	// A watch never ends by itself, so that draining waits for it.
-	watch, err := watchMain(t.Context(), d.dial())
+	conn, h, r := d.dial(), newHistory(), dice(t)
+	// A reader that does not read: the stream is far larger than what fits into a connection, so draining waits for it.
+	for range 8 {
+		e := newEvent(r)
+		e.Documents[0].Content = bytes.Repeat([]byte("x"), 900<<10)
+		if o := h.appendRaw(t.Context(), conn, e); o.err != nil {
+			t.Fatal(o.err)
+		}
+	}
+	stream, err := ledgerv1.NewLedgerServiceClient(conn).StreamEntries(t.Context(), &ledgerv1.StreamEntriesRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := watch.Recv(); err != nil { // entry 0: the stream stands
+	if _, err := stream.Recv(); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
 		if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-			t.Fatal(err)
+			t.Fatalf("the process did not wait for a call that was running: %v", err)
 		}
 		time.Sleep(300 * time.Millisecond)
 	}

@@ -167,9 +167,4 @@ func (h *history) appendClient(ctx context.Context, c *client.Client, e *lineage
 	return o
 }
 
-// watchMain watches the log main from its first entry.
-func watchMain(ctx context.Context, conn grpc.ClientConnInterface) (grpc.ServerStreamingClient[ledgerv1.WatchResponse], error) {
-	return ledgerv1.NewLedgerServiceClient(conn).Watch(ctx, &ledgerv1.WatchRequest{})
-}
-
 func cloneReceipt(m *ledgerv1.Receipt) *ledgerv1.Receipt { return proto.Clone(m).(*ledgerv1.Receipt) }
