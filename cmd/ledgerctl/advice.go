@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"regexp"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -16,13 +17,45 @@ var wire = regexp.MustCompile(`rpc error: code = \w+ desc = `)
 // message is the text of an error for people.
 func message(err error) string { return wire.ReplaceAllString(err.Error(), "") }
 
+// hintedError is an error with what to do about it.
+type hintedError struct {
+	error
+	hint string
+}
+
+func (e *hintedError) Unwrap() error { return e.error }
+
+// hinted adds a hint to an error, if there is one.
+func hinted(err error, hint string) error {
+	if err == nil || hint == "" {
+		return err
+	}
+	return &hintedError{err, hint}
+}
+
+// maxLine is what is shown of an error from deep inside: some come with pages.
+const maxLine = 400
+
+func firstLine(s string) string {
+	s, _, _ = strings.Cut(s, "\n")
+	if len(s) > maxLine {
+		s = strings.ToValidUTF8(s[:maxLine], "") + ".."
+	}
+	return s
+}
+
 // advice says what to do next about an error, if there is something to do.
 func advice(err error) string {
+	if h, ok := errors.AsType[*hintedError](err); ok {
+		return h.hint
+	}
 	switch {
 	case errors.Is(err, client.ErrFork), errors.Is(err, client.ErrRollback):
 		return "Do not rely on this ledger: it contradicts what it signed before (a restored copy, or a manipulation). Keep the state directory as evidence."
 	case errors.Is(err, client.ErrOtherKey):
 		return "The ledger signs with another key than before. If the key was changed on purpose, pin the new one with --trust."
+	case errors.Is(err, client.ErrOtherLedger):
+		return "If the ledger was replaced on purpose, accept the new one with --new-ledger."
 	case errors.Is(err, errBusy):
 		return "Another process has the ledger open. Wait for it, raise --lock-timeout, or talk to the daemon with --ledger HOST:PORT."
 	}
@@ -32,7 +65,7 @@ func advice(err error) string {
 		case codes.Unavailable, codes.DeadlineExceeded:
 			return "Is ledgerd running there? Start one with `ledgerd`, or use a directory: --ledger ./.ledger needs no daemon."
 		case codes.AlreadyExists:
-			return "That id was recorded before with other content. An id is for one event: choose a new one."
+			return "That event id was recorded before with other content. An id is for one event: choose a new one."
 		}
 	}
 	return ""

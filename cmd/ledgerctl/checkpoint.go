@@ -19,7 +19,7 @@ VERIFIED (exit code 1).`,
 		Example: "  ledgerctl checkpoint > main.checkpoint\n  ledgerctl checkpoint --verify --trust ledger.policy",
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.withLedger(c, false, func(s *session) error {
+			return a.withLedger(c.Context(), false, func(s *session) error {
 				before, known, err := s.Remembered(a.log)
 				if err != nil {
 					return err
@@ -28,6 +28,7 @@ VERIFIED (exit code 1).`,
 				if err != nil {
 					return err
 				}
+				known = known && before.Origin == now.Origin // else it is of a ledger that --new-ledger gave up
 				outcome := "verified"
 				if !known {
 					outcome = "unknown"

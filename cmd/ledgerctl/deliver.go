@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -59,6 +60,10 @@ func (a *app) record(ctx context.Context, to target, log string, e *lineage.Even
 		return nil, err
 	}
 	defer func() {
+		if stopped := s.stopped(); stopped != nil && err != nil {
+			err = stopped // which explains what the client saw
+			return
+		}
 		// Closing completes the checks; what it finds counts. Otherwise the receipt is here and a failure to close cleanly undoes nothing.
 		if bad := s.Close(); bad != nil {
 			if _, ok := errors.AsType[*client.UntrustedError](bad); ok && err == nil {
@@ -121,7 +126,10 @@ func (a *app) sayUndelivered(err error) {
 		return
 	}
 	if !ok || u.path == "" {
-		a.note("ledgerctl: NOT RECORDED: %s", plain(message(err)))
+		a.note("ledgerctl: NOT RECORDED, and nothing is kept: %s", plain(message(err)))
+		if hint := advice(err); hint != "" {
+			a.note("  %s", hint)
+		}
 		return
 	}
 	switch {
@@ -136,9 +144,30 @@ func (a *app) sayUndelivered(err error) {
 		a.note("  %s", hint)
 	}
 	a.note("  The event is kept in %s", u.path)
-	if !refused(err) {
+	id := strings.TrimSuffix(filepath.Base(u.path), spoolSuffix)
+	switch {
+	case refused(err):
+		a.note("  It will be refused again; drop it with: ledgerctl record --drop %s", id)
+	case isUntrusted(err):
+		a.note("  Once the ledger is trusted again, `ledgerctl record --spool` sends it; `ledgerctl record --drop %s` drops it.", id)
+	default:
 		a.note("  Send it later with: ledgerctl record --spool")
 	}
+}
+
+// sayNoReceipt tells of a receipt that was not written: the event is recorded nevertheless.
+func (a *app) sayNoReceipt(index uint64, err error) {
+	if err != nil {
+		a.note("ledgerctl: recorded at %s %d, but the receipt was not written: %s", a.log, index, plain(err.Error()))
+		a.note("  Write it with: ledgerctl prove --log %s --index %d --out FILE", a.log, index)
+	}
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // noteJSON writes one line of JSON to the standard error stream.

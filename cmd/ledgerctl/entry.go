@@ -37,7 +37,7 @@ text are shown as such, others by size (-o json has their bytes in base64).`,
 			if err != nil {
 				return err
 			}
-			return a.withLedger(c, false, func(s *session) error {
+			return a.withLedger(c.Context(), false, func(s *session) error {
 				e, err := s.Entry(c.Context(), a.log, selector)
 				if err != nil {
 					return err
@@ -55,7 +55,7 @@ text are shown as such, others by size (-o json has their bytes in base64).`,
 		Example: "  ledgerctl entry list\n  ledgerctl entry list --from 100 --to 200 -o json",
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.withLedger(c, false, func(s *session) error {
+			return a.withLedger(c.Context(), false, func(s *session) error {
 				cp, err := s.Checkpoint(c.Context(), a.log)
 				if err != nil {
 					return err

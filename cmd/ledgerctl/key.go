@@ -62,7 +62,7 @@ another way before you rely on it against the ledger's operator.`,
 		Example: "  ledgerctl key show\n  ledgerctl key show --policy > ledger.policy",
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.withLedger(c, false, func(s *session) error {
+			return a.withLedger(c.Context(), false, func(s *session) error {
 				l, err := a.verifiedLog(c.Context(), s)
 				if err != nil {
 					return err

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/provledger/provledger/client"
 )
@@ -23,8 +25,14 @@ func (a *app) logCommand() *cobra.Command {
 		Example: "  ledgerctl log create fraud-team",
 		Args:    exactly(1, "one name"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.withLedger(c, true, func(s *session) error {
+			return a.withLedger(c.Context(), true, func(s *session) error {
 				l, err := s.CreateLog(c.Context(), args[0])
+				switch status.Code(err) {
+				case codes.AlreadyExists:
+					return hinted(err, fmt.Sprintf("`ledgerctl log get %s` describes it.", args[0]))
+				case codes.InvalidArgument:
+					return &exitError{exitUsage, err}
+				}
 				if err != nil {
 					return err
 				}
@@ -37,7 +45,7 @@ func (a *app) logCommand() *cobra.Command {
 		Example: "  ledgerctl log list -o json",
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.withLedger(c, false, func(s *session) error {
+			return a.withLedger(c.Context(), false, func(s *session) error {
 				var logs []*client.Log
 				for l, err := range s.Logs(c.Context()) {
 					if err != nil {
@@ -54,7 +62,7 @@ func (a *app) logCommand() *cobra.Command {
 		Example: "  ledgerctl log get main",
 		Args:    exactly(1, "one name"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.withLedger(c, false, func(s *session) error {
+			return a.withLedger(c.Context(), false, func(s *session) error {
 				l, err := s.Log(c.Context(), args[0])
 				if err != nil {
 					return err
@@ -64,19 +72,6 @@ func (a *app) logCommand() *cobra.Command {
 		},
 	})
 	return c
-}
-
-// withLedger opens the ledger for f and closes it again. What closing finds out counts.
-func (a *app) withLedger(c *cobra.Command, create bool, f func(*session) error) error {
-	s, err := a.openLedger(c.Context(), create)
-	if err != nil {
-		return err
-	}
-	err = f(s)
-	if bad := s.Close(); err == nil {
-		err = bad
-	}
-	return err
 }
 
 type logView struct {

@@ -10,8 +10,5 @@ import (
 )
 
 func main() {
-	exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
-
-// exit ends the process. Beside main only the death of an embedded ledger may call it: when going on could lose or fork data.
-func exit(code int) { os.Exit(code) }

@@ -17,6 +17,14 @@ func (a *app) printJSON(v any) error {
 	return e.Encode(v)
 }
 
+// orEmpty is a list as JSON has it: never null.
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
 // table writes rows in columns; the first row is the header.
 func table(w io.Writer, rows [][]string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

@@ -51,7 +51,7 @@ the newest entry that mentions it, and says which.`,
 			default:
 				selector = client.AtIndex(index)
 			}
-			return a.withLedger(c, false, func(s *session) error {
+			return a.withLedger(c.Context(), false, func(s *session) error {
 				return a.prove(c.Context(), s, arg, selector, out, force)
 			})
 		},
@@ -87,6 +87,11 @@ func (a *app) prove(ctx context.Context, s *session, arg *artifactArg, selector 
 	l, err := lineage.ParseLeaf(r.Leaf)
 	if err != nil {
 		return err
+	}
+	if arg != nil && arg.file != nil {
+		if err := mayWrite(out, force, arg.text); err != nil {
+			return err
+		}
 	}
 	if err := writeNew(out, r.Encode(), force); err != nil {
 		return err

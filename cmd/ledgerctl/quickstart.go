@@ -114,13 +114,20 @@ func (t *tour) prepare(dir string) error {
 	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 		return fmt.Errorf("%s is not empty; remove it, or name another: ledgerctl quickstart DIRECTORY", dir)
 	}
+	// Before anything is made: half a tour is of no use.
+	full, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if _, err := t.probe(filepath.Join(full, defaultLedger)); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Join(dir, "data"), 0o755); err != nil {
 		return err
 	}
 	if err := os.Chdir(dir); err != nil {
 		return err
 	}
-	var err error
 	if t.seen.Directory, err = os.Getwd(); err != nil {
 		return err
 	}
@@ -130,8 +137,8 @@ func (t *tour) prepare(dir string) error {
 	if err := os.WriteFile("raw.NOTICE", wdbc.Notice, 0o644); err != nil {
 		return err
 	}
-	// Its own ledger, whatever the environment says; the rules of this one are trusted on first use.
-	t.ledger, t.log, t.trust = defaultLedger, client.DefaultLog, ""
+	// Its own ledger, whatever the environment says, and whatever is remembered of an earlier one in this place; its key is trusted on first use.
+	t.ledger, t.log, t.trust, t.newLedger = defaultLedger, client.DefaultLog, "", true
 	t.say("1. A real data set in %s: Breast Cancer Wisconsin (Diagnostic), 569 rows, CC BY 4.0 (see raw.NOTICE).", t.seen.Directory)
 	return nil
 }
@@ -168,28 +175,38 @@ func (t *tour) lineage(ctx context.Context) error {
 		return err
 	}
 	t.seen.Model = x.Digest.String()
-	s, err := t.openLedger(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	g, err := s.Trace(ctx, t.log, []client.Ref{{Digest: x.Digest}}, client.TraceOptions{})
-	if err != nil {
-		return err
-	}
-	t.seen.Entries = len(g.Entries)
-	t.say("\n3. What the model was made from, every line verified:\n\n$ ledgerctl trace ./model.json")
-	drawTree(t.out, g, lines(t.out))
-	return s.Close()
+	return t.withLedger(ctx, false, func(s *session) error {
+		g, err := s.Trace(ctx, t.log, []client.Ref{{Digest: x.Digest}}, client.TraceOptions{})
+		if err != nil {
+			return err
+		}
+		t.seen.Entries = len(g.Entries)
+		t.say("\n3. What the model was made from, every line verified:\n\n$ ledgerctl trace ./model.json")
+		drawTree(t.out, g, lines(t.out))
+		return nil
+	})
 }
 
 // prove writes receipts and policy, closes the ledger and verifies without it.
 func (t *tour) prove(ctx context.Context) error {
-	s, err := t.openLedger(ctx, false)
+	if err := t.withLedger(ctx, false, func(s *session) error { return t.writeProofs(ctx, s) }); err != nil {
+		return err
+	}
+	t.say("\n4. Receipts (model.receipt, metrics.receipt) and the log's key (%s) are written, the ledger is closed. They verify alone:\n", quickPolicy)
+	result, err := t.verifyFile("model.json", "model.receipt")
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	t.say("$ ledgerctl verify model.json --receipt model.receipt --trust %s --require kind=run,role=output,job=train", quickPolicy)
+	result.print(t.out)
+	t.seen.Before, err = t.verdicts()
+	if err != nil {
+		return err
+	}
+	return t.expect(t.seen.Before, receipt.Verified)
+}
+
+func (t *tour) writeProofs(ctx context.Context, s *session) error {
 	l, err := t.verifiedLog(ctx, s)
 	if err != nil {
 		return err
@@ -208,21 +225,7 @@ func (t *tour) prove(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.Close(); err != nil {
-		return err
-	}
-	t.say("\n4. Receipts (model.receipt, metrics.receipt) and the log's key (%s) are written, the ledger is closed. They verify alone:\n", quickPolicy)
-	result, err := t.verifyFile("model.json", "model.receipt")
-	if err != nil {
-		return err
-	}
-	t.say("$ ledgerctl verify model.json --receipt model.receipt --trust %s --require kind=run,role=output,job=train", quickPolicy)
-	result.print(t.out)
-	t.seen.Before, err = t.verdicts()
-	if err != nil {
-		return err
-	}
-	return t.expect(t.seen.Before, receipt.Verified)
+	return nil
 }
 
 func (t *tour) verifyFile(file, from string) (*verification, error) {

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"mime"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -32,6 +34,7 @@ type recordFlags struct {
 	expires, occurred        string
 	eventID                  string
 	receipt                  string
+	force                    bool
 }
 
 func (a *app) recordCommand() *cobra.Command {
@@ -97,6 +100,7 @@ the predicate type, a URI; --document adds the statement or the report.`,
 	l.StringVar(&f.occurred, "occurred-at", "", "`TIME` at which it happened")
 	l.StringVar(&f.eventID, "event-id", "", "`UUID` of the event (default: a new one); the same id is recorded once")
 	l.StringVar(&f.receipt, "receipt", "", "also write the receipt to this `FILE`")
+	l.BoolVar(&f.force, "force", false, "replace the file of --receipt if it exists")
 	return c
 }
 
@@ -123,16 +127,24 @@ func (a *app) recordAbout(ctx context.Context, f *recordFlags, artifacts []strin
 	if err := fits(e); err != nil {
 		return usage("%v", err)
 	}
-	a.deathCode = exitSpooled
-	r, err := a.deliver(ctx, to, a.log, e, func() {})
-	if err == nil && f.receipt != "" {
-		err = writeFileSync(f.receipt, r.Receipt.Encode(), 0o644)
+	if f.receipt != "" {
+		if err := mayWrite(f.receipt, f.force, slices.DeleteFunc(slices.Clone(artifacts), func(s string) bool { return !isPath(s) })...); err != nil {
+			return fmt.Errorf("nothing was recorded: %w", err)
+		}
 	}
+	r, err := a.deliver(ctx, to, a.log, e, func() {})
 	if err != nil {
 		a.sayUndelivered(err)
 		return &exitError{code: deliveryCode(err)}
 	}
-	return a.printRecorded(e, r)
+	err = a.printRecorded(e, r)
+	if f.receipt != "" {
+		if bad := writeNew(f.receipt, r.Receipt.Encode(), f.force); bad != nil {
+			a.sayNoReceipt(r.Index, bad)
+			err = errors.Join(err, &exitError{code: exitUnknown})
+		}
+	}
+	return err
 }
 
 // event fills in all but the references.
@@ -246,18 +258,15 @@ func (a *app) subject(ctx context.Context, f *recordFlags, text string) (r linea
 // known looks an artifact up that is named by a prefix or a name. What the ledger knows by digest is referred to by that, as a claim: the
 // bytes were not seen here.
 func (a *app) known(ctx context.Context, r lineage.Reference, text string) (lineage.Reference, error) {
-	s, err := a.openLedger(ctx, false)
-	if err != nil {
-		return r, err
-	}
-	ref, err := (&artifactArg{text: text}).resolve(ctx, a, s)
-	if err == nil && r.Name.IsZero() {
-		// Said about a name, it is to be found under the name.
-		r.Name, err = a.recordedName(ctx, s, ref, text)
-	}
-	if bad := s.Close(); err == nil {
-		err = bad
-	}
+	var ref client.Ref
+	err := a.withLedger(ctx, false, func(s *session) (err error) {
+		ref, err = (&artifactArg{text: text}).resolve(ctx, a, s)
+		if err == nil && r.Name.IsZero() {
+			// Said about a name, it is to be found under the name.
+			r.Name, err = a.recordedName(ctx, s, ref, text)
+		}
+		return err
+	})
 	if err != nil {
 		return r, err
 	}

@@ -120,7 +120,7 @@ type importer struct {
 	only                 *lineage.Event
 }
 
-func (i *importer) run(ctx context.Context, e *lineage.Event) (err error) {
+func (i *importer) run(ctx context.Context, e *lineage.Event) error {
 	next, err := i.source.next()
 	single := errors.Is(err, io.EOF)
 	if err != nil && !single {
@@ -129,26 +129,31 @@ func (i *importer) run(ctx context.Context, e *lineage.Event) (err error) {
 	if e.ID == (lineage.ID{}) && single {
 		e.ID = lineage.NewID() // of one event the user sees the id; of many nobody could tell which are recorded already
 	}
-	if i.s, err = i.app.openLedger(ctx, true); err != nil {
+	return i.app.withLedger(ctx, true, func(s *session) error {
+		i.s = s
+		if single {
+			return i.one(ctx, e)
+		}
+		return i.many(ctx, e, next)
+	})
+}
+
+// one records the only event of a source.
+func (i *importer) one(ctx context.Context, e *lineage.Event) error {
+	if err := fits(e); err != nil {
+		return fmt.Errorf("%s: event 1: %w", i.source.name, err)
+	}
+	i.only = e
+	r, err := i.s.Append(ctx, i.app.log, e)
+	if err != nil {
 		return err
 	}
-	defer func() {
-		if bad := i.s.Close(); err == nil {
-			err = bad
-		}
-	}()
-	if single {
-		if err := fits(e); err != nil {
-			return fmt.Errorf("%s: event 1: %w", i.source.name, err)
-		}
-		i.only = e
-		r, err := i.s.Append(ctx, i.app.log, e)
-		if err != nil {
-			return err
-		}
-		return i.app.printRecorded(e, r)
-	}
-	ahead := []*lineage.Event{e, next}
+	return i.app.printRecorded(e, r)
+}
+
+// many records the events of a source, of which two have been read.
+func (i *importer) many(ctx context.Context, ahead ...*lineage.Event) error {
+	var e *lineage.Event
 	var fault error
 	for fault == nil {
 		if len(ahead) > 0 {

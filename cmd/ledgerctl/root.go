@@ -57,16 +57,16 @@ type app struct {
 	trust       string
 	stateDir    string
 	tlsCA       string
+	newLedger   bool
 
 	noted map[string]bool // see noteOnce
 
-	// deathCode is the exit code if an embedded ledger must end the process.
-	deathCode int
+	minFree uint64 // free bytes that an embedded ledger wants to append; 0: as the node has it
 }
 
 // run is the program: it returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, deathCode: exitUnknown, noted: map[string]bool{}}
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, noted: map[string]bool{}}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)
@@ -141,6 +141,7 @@ spool because the ledger could not be reached (` + "`ledgerctl record --spool`" 
 	f.StringVar(&a.trust, "trust", os.Getenv("LEDGER_TRUST"), "`FILE` with the pinned log keys (a C2SP tlog-policy); env LEDGER_TRUST")
 	f.StringVar(&a.stateDir, "state-dir", os.Getenv(stateVariable), "`DIRECTORY` for remembered checkpoints and the spool; env "+stateVariable)
 	f.StringVar(&a.tlsCA, "tls-ca", os.Getenv("LEDGER_TLS_CA"), "connect with TLS and trust the certificates in this `FILE` (\"system\": those of the system); env LEDGER_TLS_CA")
+	f.BoolVar(&a.newLedger, "new-ledger", false, "accept another, or a new, ledger where one is remembered that is gone")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usage("%v; see `%s --help`", err, c.CommandPath())
 	})

@@ -32,6 +32,7 @@ type runFlags struct {
 	noArgv             bool
 	initiator          string
 	receipt            string
+	force              bool
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -48,7 +49,8 @@ recorded by name only. An ETag is not a digest.
 
 The exit code is CMD's (128+n if signal n ended it, 126/127 if it could not be started, in which case nothing is recorded). If CMD succeeded but
 something else did not, it is 75 when the event could not be delivered and waits in the spool (` + "`ledgerctl record --spool`" + `), 1 when
-the ledger's answer does not verify, and 2 when an output is missing. Signals go to CMD.
+the ledger's answer does not verify, and 2 when an output is missing, was not written by CMD, or the receipt could not be written. Signals go to
+CMD. What would keep the record from being made is found before CMD runs, as far as it can be: then nothing runs.
 
 The ledger is open only while the event is being recorded, so runs may run side by side and inside each other: CMD finds its run id in
 LEDGER_RUN_ID, and the ledger in LEDGER.
@@ -79,6 +81,7 @@ stream (-o json: one line of JSON), for the standard output is CMD's.`,
 	l.BoolVar(&f.noArgv, "no-argv", false, "do not record the command line")
 	l.StringVar(&f.initiator, "initiator", "", "opaque `ID` on whose behalf this runs (a claim)")
 	l.StringVar(&f.receipt, "receipt", "", "also write the receipt to this `FILE`")
+	l.BoolVar(&f.force, "force", false, "replace the file of --receipt if it exists")
 	return c
 }
 
@@ -93,7 +96,14 @@ func (a *app) wrapped(ctx context.Context, f *runFlags, executable string, argv 
 			return &exitError{startCode(err), fmt.Errorf("nothing was run or recorded: %w", err)}
 		}
 	}
-	if err := r.before(ctx); err != nil {
+	err = a.canRecord(ctx, r.to)
+	if err == nil && f.receipt != "" {
+		err = mayWrite(f.receipt, f.force, r.paths()...)
+	}
+	if err == nil {
+		err = r.before(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("nothing was run or recorded: %w", err)
 	}
 	signals, release := catchSignals()
@@ -105,19 +115,18 @@ func (a *app) wrapped(ctx context.Context, f *runFlags, executable string, argv 
 	hashing, done := a.cutShort(ctx, signals)
 	r.after(hashing, x)
 	done()
-	if a.deathCode = x.code; x.code == 0 {
-		a.deathCode = exitSpooled // deliver puts it there before it opens the ledger
-	}
 	recorded, err := a.deliver(ctx, r.to, a.log, r.event, release)
-	if err == nil && f.receipt != "" {
-		err = writeFileSync(f.receipt, recorded.Receipt.Encode(), 0o644)
-	}
 	if err != nil {
 		a.sayUndelivered(err)
-	} else {
-		r.say(recorded)
+		return r.exit(err)
 	}
-	return r.exit(err)
+	if f.receipt != "" {
+		if r.receiptError = writeNew(f.receipt, recorded.Receipt.Encode(), f.force); r.receiptError != nil {
+			r.incomplete = true
+		}
+	}
+	r.say(recorded)
+	return r.exit(nil)
 }
 
 // exit decides the exit code: the command's own goes before ours.
@@ -324,10 +333,11 @@ func (r *runRecord) say(x *client.Recorded) {
 		r.app.noteJSON(map[string]any{
 			"runId": r.event.RunID.String(), "eventId": r.event.ID.String(), "log": r.app.log, "index": x.Index, "treeSize": x.TreeSize,
 			"state": lineage.RunState(r.event.Action).String(), "exitCode": r.x.code, "signal": r.x.signal, "inputs": in, "outputs": out,
-			"changedInputs": r.changed(), "missingOutputs": r.doc.Missing,
+			"changedInputs": r.changed(), "missingOutputs": orEmpty(r.doc.Missing), "untouchedOutputs": orEmpty(r.doc.Untouched), "receiptError": errorText(r.receiptError),
 		})
 		return
 	}
 	r.app.note("recorded: %s %d, job %s, run %s, %s, %s, %s", r.app.log, x.Index, r.event.Job.Name, r.event.RunID,
 		lineage.RunState(r.event.Action), count(in, "input"), count(out, "output"))
+	r.app.sayNoReceipt(x.Index, r.receiptError)
 }

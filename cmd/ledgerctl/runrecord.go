@@ -89,6 +89,26 @@ type runRecord struct {
 	metricsFile string
 	x           *execution
 	incomplete  bool // the command succeeded, the record lacks something that was asked for
+
+	receiptError error // why the receipt of a recorded event was not written
+}
+
+// paths are the files and directories that the run is about.
+func (r *runRecord) paths() (list []string) {
+	for _, in := range r.inputs {
+		if in.spec.path != "" {
+			list = append(list, in.spec.path)
+		}
+	}
+	for _, out := range r.outputs {
+		if out.spec.path != "" {
+			list = append(list, out.spec.path)
+		}
+	}
+	if r.metricsFile != "" {
+		list = append(list, r.metricsFile)
+	}
+	return list
 }
 
 type runInput struct {
@@ -347,7 +367,7 @@ func (r *runRecord) manifests(room int) (docs []lineage.Document) {
 }
 
 func (r *runRecord) changed() []string {
-	var paths []string
+	paths := []string{}
 	for _, c := range r.doc.Changed {
 		paths = append(paths, c.Path)
 	}

@@ -67,18 +67,24 @@ func cmdCode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// flip FILE OFFSET flips the lowest bit of a byte; a negative offset counts from the end.
+// flip FILE OFFSET flips the lowest bit of a byte; a negative offset counts from the end. A * in FILE is expanded.
 func cmdFlip(ts *testscript.TestScript, _ bool, args []string) {
-	path := ts.MkAbs(args[0])
-	raw, err := os.ReadFile(path)
+	paths, err := filepath.Glob(ts.MkAbs(args[0]))
 	ts.Check(err)
-	i, err := strconv.Atoi(args[1])
-	ts.Check(err)
-	if i < 0 {
-		i += len(raw)
+	if len(paths) == 0 {
+		ts.Fatalf("no %s", args[0])
 	}
-	raw[i] ^= 1
-	ts.Check(os.WriteFile(path, raw, 0o644))
+	for _, path := range paths {
+		raw, err := os.ReadFile(path)
+		ts.Check(err)
+		i, err := strconv.Atoi(args[1])
+		ts.Check(err)
+		if i < 0 {
+			i += len(raw)
+		}
+		raw[i] ^= 1
+		ts.Check(os.WriteFile(path, raw, 0o644))
+	}
 }
 
 // truncate FILE N cuts N bytes from the end.
@@ -220,6 +226,12 @@ func tool() {
 			fail(os.WriteFile(next(), raw, 0o644))
 		case "remove":
 			fail(os.Remove(next()))
+		case "removeall":
+			fail(os.RemoveAll(next()))
+		case "remove-state": // so that nothing can be kept in it either
+			dir := os.Getenv(stateVariable)
+			fail(os.RemoveAll(dir))
+			fail(os.WriteFile(dir, nil, 0o600))
 		case "say":
 			fmt.Println(next())
 		case "env":

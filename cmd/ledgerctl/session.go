@@ -22,27 +22,50 @@ func (busyError) Is(target error) bool { return target == errBusy }
 // session is an open ledger. Close it as soon as possible: while an embedded ledger is open nobody else can use it.
 type session struct {
 	*client.Client
-	closeNode func() error // of an embedded ledger; nil for a daemon, and once it is closed
+	embedded *embedded // nil for a daemon, and once it is closed
 }
 
 // Close ends the checks of the client and closes the ledger. Its error may be that a receipt handed out before is of a forked log. Closing
 // again does nothing.
 func (s *session) Close() error {
+	if err := s.stopped(); err != nil {
+		return err // nobody answers any more
+	}
 	err := s.Client.Close()
-	if s.closeNode != nil {
-		err = errors.Join(err, s.closeNode())
-		s.closeNode = nil
+	if s.embedded != nil {
+		err = errors.Join(err, s.embedded.close())
+		s.embedded = nil
 	}
 	return err
 }
 
-// openLedger opens the ledger of --ledger. Verbs that only read do not create one: an empty ledger answers nothing.
-func (a *app) openLedger(ctx context.Context, create bool) (*session, error) {
+// stopped returns why an embedded ledger had to stop; nil as long as it did not.
+func (s *session) stopped() error {
+	if s.embedded == nil {
+		return nil
+	}
+	return s.embedded.end.cause()
+}
+
+// withLedger opens the ledger of --ledger for f and closes it again. What closing finds out counts; that an embedded ledger had to stop
+// explains whatever f saw of it. Verbs that only read do not create a ledger: an empty one answers nothing.
+func (a *app) withLedger(ctx context.Context, create bool, f func(*session) error) error {
 	to, err := parseTarget(a.ledger)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return a.openTarget(ctx, to, create)
+	s, err := a.openTarget(ctx, to, create)
+	if err != nil {
+		return err
+	}
+	err = f(s)
+	if stopped := s.stopped(); stopped != nil {
+		return stopped
+	}
+	if bad := s.Close(); err == nil {
+		err = bad
+	}
+	return err
 }
 
 func (a *app) openTarget(ctx context.Context, to target, create bool) (*session, error) {
@@ -50,7 +73,7 @@ func (a *app) openTarget(ctx context.Context, to target, create bool) (*session,
 	if err != nil {
 		return nil, err
 	}
-	o := client.Options{Trust: policy, StateDir: a.stateDir, Target: to.String(), Timeout: a.timeout}
+	o := client.Options{Trust: policy, StateDir: a.stateDir, Target: to.String(), Timeout: a.timeout, AcceptNew: a.newLedger}
 	if to.directory != "" {
 		return a.openEmbedded(ctx, to.directory, create, o)
 	}

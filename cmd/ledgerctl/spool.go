@@ -20,6 +20,9 @@ import (
 // spoolMediaType names the format of a spool file: a JSON object with the members of spoolFile, the event in the API's JSON form.
 const spoolMediaType = "application/vnd.provledger.spool.v1+json"
 
+// spoolSuffix ends the name of a spool file; what is before it is the event id.
+const spoolSuffix = ".json"
+
 // spoolFile is an event on its way to a ledger. It is on disk, synced, before the ledger is opened, and goes when the receipt is there,
 // so that neither a crash nor an unreachable ledger loses what a run has to say.
 type spoolFile struct {
@@ -69,7 +72,7 @@ func (s spool) put(to target, log string, e *lineage.Event) (string, error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return "", fmt.Errorf("spool: %w", err)
 	}
-	path := filepath.Join(s.dir, e.ID.String()+".json")
+	path := filepath.Join(s.dir, e.ID.String()+spoolSuffix)
 	if err := writeFileSync(path, append(raw, '\n'), 0o600); err != nil {
 		return "", fmt.Errorf("spool: %w", err)
 	}
@@ -134,7 +137,7 @@ func readSpooled(path string) (*spooled, error) {
 	}
 	s := &spooled{path: path, log: f.Log, event: e}
 	if filepath.IsAbs(f.Ledger) {
-		s.to.directory = f.Ledger // even if it is gone: it is then created again
+		s.to.directory = f.Ledger // even if it is gone
 	} else if s.to, err = parseTarget(f.Ledger); err != nil {
 		return nil, err
 	}

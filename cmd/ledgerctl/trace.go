@@ -31,7 +31,7 @@ is missing is not. Two lines of a tree that are the same artifact are drawn out 
 				}
 				args = append(args, x)
 			}
-			return a.withLedger(c, false, func(s *session) error {
+			return a.withLedger(c.Context(), false, func(s *session) error {
 				var start []client.Ref
 				for _, x := range args {
 					ref, err := x.resolve(c.Context(), a, s)

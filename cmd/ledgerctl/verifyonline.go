@@ -20,16 +20,13 @@ func (a *app) verifyOnline(ctx context.Context, paths []string, req receipt.Requ
 	for _, path := range paths {
 		subjects = append(subjects, a.atHand(ctx, path))
 	}
-	s, err := a.openLedger(ctx, false)
+	var results []verification
+	err := a.withLedger(ctx, false, func(s *session) (err error) {
+		results, err = a.lookUp(ctx, s, subjects, req)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("could not tell: %w", err)
-	}
-	results, err := a.lookUp(ctx, s, subjects, req)
-	if bad := s.Close(); err == nil {
-		err = bad
-	}
-	if err != nil {
-		return err
 	}
 	if err := a.printResults(results, len(subjects) == 1); err != nil {
 		return err
@@ -69,7 +66,7 @@ func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject
 			return nil, err
 		}
 		v := verification{Files: []string{x.Name}}
-		c, ok := choose(entries, func(d lineage.Digest) bool { return d == x.Digests[0] })
+		c, ok := choose(identified(entries, x.Digests[0]), func(d lineage.Digest) bool { return d == x.Digests[0] })
 		if !ok {
 			v.Result = &receipt.Result{
 				Outcome:    receipt.NotVerified,
@@ -99,6 +96,26 @@ func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject
 		results = append(results, v)
 	}
 	return results, nil
+}
+
+// identified leaves out the entries that only claim a digest as an alias beside another identity, if there are others: anybody who may record
+// could otherwise put an entry of his own before those that identify the bytes.
+func identified(entries []*client.Entry, d lineage.Digest) []*client.Entry {
+	var list []*client.Entry
+	for _, e := range entries {
+		claimed, known := false, false
+		for _, f := range e.Leaf.References {
+			claimed = claimed || slices.Contains(f.Aliases, d)
+			known = known || f.Identity == d
+		}
+		if known || !claimed {
+			list = append(list, e)
+		}
+	}
+	if len(list) == 0 {
+		return entries
+	}
+	return list
 }
 
 // find collects what the client finds.
