@@ -65,6 +65,11 @@ const (
 	// keepaliveTime finds a dead connection under a silent stream. Servers enforce at least 10 s.
 	keepaliveTime    = 30 * time.Second
 	keepaliveTimeout = 10 * time.Second
+
+	// The answer to a batch of a thousand events is some 400 KiB: it arrives without waiting for window updates, in few reads.
+	bufferBytes      = 128 << 10
+	streamWindow     = 1 << 20
+	connectionWindow = 4 << 20
 )
 
 // Options say how a client works. The zero value is good.
@@ -117,6 +122,8 @@ func Dial(target string, o Options, opts ...grpc.DialOption) (*Client, error) {
 	opts = append([]grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.WithReadBufferSize(bufferBytes), grpc.WithWriteBufferSize(bufferBytes),
+		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(connectionWindow),
 	}, opts...)
 	conn, err := grpc.NewClient(target, opts...)
 	if err != nil {

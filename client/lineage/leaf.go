@@ -295,6 +295,25 @@ func (c *Control) append(b []byte) []byte {
 // ParseLeaf decodes leaf bytes. It accepts exactly what AppendLeaf writes: the result is encoded again and compared, so each event has
 // one leaf. Errors wrap ErrUnknownSchema or ErrLeaf.
 func ParseLeaf(leaf []byte) (*Leaf, error) {
+	l, err := decodeLeaf(leaf)
+	if err != nil {
+		return nil, err
+	}
+	// One comparison enforces shortest integers, key order, no duplicates and no empty optional field.
+	if !l.encodesTo(leaf) {
+		return nil, fmt.Errorf("%w: not in the deterministic encoding", ErrLeaf)
+	}
+	return l, nil
+}
+
+// encodesTo reports whether leaf is what AppendLeaf makes of l.
+func (l *Leaf) encodesTo(leaf []byte) bool {
+	var usual [512]byte // a leaf of a few references: no allocation
+	return bytes.Equal(AppendLeaf(usual[:0], l), leaf)
+}
+
+// decodeLeaf decodes a leaf in any encoding. The caller has to hold the bytes to the one that AppendLeaf writes.
+func decodeLeaf(leaf []byte) (*Leaf, error) {
 	if len(leaf) > MaxLeafBytes {
 		return nil, fmt.Errorf("%w: %d bytes exceed %d", ErrLeaf, len(leaf), MaxLeafBytes)
 	}
@@ -323,10 +342,6 @@ func ParseLeaf(leaf []byte) (*Leaf, error) {
 	}
 	if r.err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLeaf, r.err)
-	}
-	// One comparison enforces shortest integers, key order, no duplicates and no empty optional field.
-	if again := AppendLeaf(make([]byte, 0, len(leaf)), l); !bytes.Equal(again, leaf) {
-		return nil, fmt.Errorf("%w: not in the deterministic encoding", ErrLeaf)
 	}
 	return l, nil
 }

@@ -33,8 +33,12 @@ const (
 	maxConnectionIdle = 15 * time.Minute
 	maxConnectionAge  = 2 * time.Hour
 	connectionGrace   = 5 * time.Minute
-	// bufferBytes is a connection's read and write buffer.
-	bufferBytes = 32 << 10
+	// bufferBytes is a connection's read and write buffer: a batch of a thousand events is some 700 KiB each way, and every refill is a
+	// call of the system.
+	bufferBytes = 128 << 10
+	// streamWindow and connectionWindow are what a client may send ahead: a whole batch, and a few of them, without waiting.
+	streamWindow     = 1 << 20
+	connectionWindow = 4 << 20
 
 	// maxReads and maxWrites at once: reads must not keep writes out, nor the other way round. A write waits for the disk, so many may
 	// be on their way; a read costs CPU, so few more than cores make sense, and the rest queue.
