@@ -147,9 +147,9 @@ func (a *app) sayUndelivered(err error) {
 	id := strings.TrimSuffix(filepath.Base(u.path), spoolSuffix)
 	switch {
 	case refused(err):
-		a.note("  It will be refused again; drop it with: ledgerctl record --drop %s", id)
+		a.note("  It will be refused again; drop it with: ledgerctl record --spool --drop %s", id)
 	case isUntrusted(err):
-		a.note("  Once the ledger is trusted again, `ledgerctl record --spool` sends it; `ledgerctl record --drop %s` drops it.", id)
+		a.note("  Once the ledger is trusted again, `ledgerctl record --spool` sends it; `ledgerctl record --spool --drop %s` drops it.", id)
 	default:
 		a.note("  Send it later with: ledgerctl record --spool")
 	}

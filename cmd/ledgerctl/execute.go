@@ -56,6 +56,9 @@ func (a *app) execute(path string, argv, env []string, signals <-chan os.Signal)
 	c.Args = argv
 	c.Env = env
 	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout, a.stderr
+	if w, ok := a.stdout.(*checkedWriter); ok {
+		c.Stdout = w.Writer // the stream itself, not a pipe to us: whether the command can write is its own business
+	}
 	x := &execution{start: time.Now()}
 	if err := c.Start(); err != nil {
 		return nil, &exitError{startCode(err), err}

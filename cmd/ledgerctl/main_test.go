@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -322,6 +323,33 @@ func TestVerifyJSON(t *testing.T) {
 	}
 }
 
+// An answer that nobody can read is no success.
+func TestOutputThatCannotBeWritten(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	t.Setenv("LEDGER", "")
+	t.Setenv(stateVariable, filepath.Join(dir, "state"))
+	if err := os.WriteFile("model.bin", []byte("weights"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mustCtl(t, "record", "--lifecycle", "registered", "./model.bin", "--name", "m")
+	mustCtl(t, "prove", "./model.bin", "--out", "r")
+	for _, args := range [][]string{
+		{"verify", "model.bin"}, {"verify", "model.bin", "-o", "json"}, {"trace", "./model.bin"}, {"entry", "get", "1"}, {"entry", "list"}, {"log", "list"},
+		{"checkpoint"}, {"version"}, {"key", "show"}, {"--help"},
+	} {
+		var errs bytes.Buffer
+		if code := run(t.Context(), args, strings.NewReader(""), fullDisk{}, &errs); code != exitUnknown || !strings.Contains(errs.String(), "no space") {
+			t.Errorf("%v: exit code %d, %s", args, code, errs.String())
+		}
+	}
+}
+
+// fullDisk is /dev/full.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
 // Every verb explains itself with an example, and takes the global flags.
 func TestEveryVerbHasAnExample(t *testing.T) {
 	var walk func(c *cobra.Command)
@@ -407,7 +435,7 @@ func TestCutShort(t *testing.T) {
 	}
 	var stderr bytes.Buffer
 	a := &app{stderr: &stderr, noted: map[string]bool{}, ledger: "./.ledger", log: "main", stateDir: filepath.Join(dir, "state")}
-	r, err := a.newRun(&runFlags{job: "j", inputs: []string{"in"}, outputs: []string{"out"}}, []string{"cmd"})
+	r, err := a.newRun(&runFlags{job: "j", inputs: []string{"in"}, outputs: []string{"out"}, untouched: true}, []string{"cmd"})
 	if err != nil {
 		t.Fatal(err)
 	}

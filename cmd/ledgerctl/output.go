@@ -9,6 +9,20 @@ import (
 	"time"
 )
 
+// checkedWriter remembers that a write failed: an answer that nobody got is no success, whichever line of it was lost.
+type checkedWriter struct {
+	io.Writer
+	err error
+}
+
+func (w *checkedWriter) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	if err != nil && w.err == nil {
+		w.err = err
+	}
+	return n, err
+}
+
 // printJSON writes v as indented JSON to the standard output.
 func (a *app) printJSON(v any) error {
 	e := json.NewEncoder(a.stdout)

@@ -20,6 +20,8 @@ import (
 type recordFlags struct {
 	file  string
 	spool bool
+	list  bool
+	drop  string
 
 	lifecycle, attest, access string
 
@@ -45,7 +47,8 @@ func (a *app) recordCommand() *cobra.Command {
 		Long: `record -f reads one event as JSON, or many as JSON Lines (- is the standard input). Many are recorded in batches of at most 1,000, each all or
 nothing; run it again after an interruption: an event id that is recorded already is not recorded twice.
 
-record --spool sends what earlier runs could not deliver, each event under its own id to the ledger that it was meant for.
+record --spool sends what earlier runs could not deliver, each event under its own id to the ledger that it was meant for. A ledger that fails is
+left alone until the next time; an event that its ledger refuses stays. --list shows what waits, --drop ID removes an event for good.
 
 record --lifecycle, --attest and --access record one event about the artifacts named; files are hashed. Verbs of a lifecycle: registered,
 approved, rejected, promoted, deployed, rolled-back, flagged, cleared, retired. Of an access: read, downloaded, exported, denied. --attest takes
@@ -63,13 +66,20 @@ the predicate type, a URI; --document adds the statement or the report.`,
 				}
 			}
 			switch {
+			case (f.list || f.drop != "") && !f.spool || f.list && f.drop != "":
+				return usage("--list and --drop ID say what to do with --spool instead of sending; see `%s --help`", c.CommandPath())
 			case ways != 1:
 				return usage("record takes one of -f, --spool, --lifecycle, --attest and --access; see `%s --help`", c.CommandPath())
 			case f.file != "" || f.spool:
 				if len(args) > 0 {
 					return usage("record %s takes no ARTIFACT", map[bool]string{true: "--spool", false: "-f"}[f.spool])
 				}
-				if f.spool {
+				switch {
+				case f.drop != "":
+					return a.dropSpooled(f.drop)
+				case f.list:
+					return a.listSpool()
+				case f.spool:
 					return a.sendSpool(c.Context())
 				}
 				return a.recordFile(c.Context(), f.file)
@@ -82,6 +92,8 @@ the predicate type, a URI; --document adds the statement or the report.`,
 	l := c.Flags()
 	l.StringVarP(&f.file, "file", "f", "", "`FILE` with an event as JSON, or events as JSON Lines; - is the standard input")
 	l.BoolVar(&f.spool, "spool", false, "send what is in the spool")
+	l.BoolVar(&f.list, "list", false, "with --spool: list what is in it, and send nothing")
+	l.StringVar(&f.drop, "drop", "", "with --spool: remove the event with this `ID` unsent")
 	l.StringVar(&f.lifecycle, "lifecycle", "", "record a lifecycle `VERB`")
 	l.StringVar(&f.attest, "attest", "", "record an attestation with this predicate `TYPE` (a URI)")
 	l.StringVar(&f.access, "access", "", "record an access `VERB`")
@@ -291,58 +303,5 @@ func (a *app) printRecorded(e *lineage.Event, r *client.Recorded) error {
 		again = ", recorded before"
 	}
 	_, err := fmt.Fprintf(a.stdout, "recorded: %s %d, %s %s, event %s%s\n", a.log, r.Index, e.Kind, action, e.ID, again)
-	return err
-}
-
-// sendSpool delivers what is in the spool, each event to the ledger that it was meant for.
-func (a *app) sendSpool(ctx context.Context) error {
-	s, err := a.spool()
-	if err != nil {
-		return err
-	}
-	files, bad, err := s.list()
-	if err != nil {
-		return err
-	}
-	for _, err := range bad {
-		a.note("ledgerctl: left where it is: %v", err)
-	}
-	sent, kept, code := 0, len(bad), exitOK
-	if len(bad) > 0 {
-		code = exitUnknown
-	}
-	away := map[target]bool{} // these do not answer: the next event would wait as long again
-	for _, f := range files {
-		if away[f.to] {
-			kept++
-			continue
-		}
-		r, err := a.record(ctx, f.to, f.log, f.event)
-		if err != nil {
-			err = &undelivered{f.path, err}
-			a.sayUndelivered(err)
-			kept++
-			if c := deliveryCode(err); code == exitOK || c == exitNotVerified {
-				code = c
-			}
-			away[f.to] = deliveryCode(err) == exitSpooled
-			continue
-		}
-		if err := s.done(f.path); err != nil {
-			a.note("warning: %v", err)
-		}
-		sent++
-		if !a.json() {
-			fmt.Fprintf(a.stdout, "recorded: %s %s %d, event %s\n", f.to, f.log, r.Index, f.event.ID)
-		}
-	}
-	if a.json() {
-		err = a.printJSON(map[string]int{"sent": sent, "kept": kept})
-	} else {
-		_, err = fmt.Fprintf(a.stdout, "%s sent, %d kept in %s\n", count(sent, "event"), kept, s.dir)
-	}
-	if err == nil && code != exitOK {
-		err = &exitError{code: code}
-	}
 	return err
 }

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -114,6 +116,8 @@ type importer struct {
 	started              time.Time
 	number               int // of the event added last, from 1
 	batch                []*lineage.Event
+	numbers              []int // of the events of the batch
+	inBatch              map[lineage.ID]int
 	batchBytes           int
 	recorded, duplicates int
 	last                 uint64 // index
@@ -176,13 +180,27 @@ func (i *importer) add(ctx context.Context, e *lineage.Event) error {
 	if err := checkEvent(e); err != nil {
 		return fmt.Errorf("%s: event %d: %w", i.source.name, i.number, err)
 	}
-	size := proto.Size(eventpb.FromEvent(e)) + 8 // field tag and length
+	m := eventpb.FromEvent(e)
+	// The ledger refuses one id twice in a request. The same line twice, as when files were joined, is one event.
+	if k, ok := i.inBatch[e.ID]; ok {
+		if !proto.Equal(eventpb.FromEvent(i.batch[k]), m) {
+			return fmt.Errorf("%s: event %d: event_id: %s is that of event %d, which has other content", i.source.name, i.number, e.ID, i.numbers[k])
+		}
+		i.recorded++
+		i.duplicates++
+		return nil
+	}
+	size := proto.Size(m) + 8 // field tag and length
 	if len(i.batch) == maxBatchEvents || len(i.batch) > 0 && i.batchBytes+size > maxBatchBytes {
 		if err := i.flush(ctx); err != nil {
 			return err
 		}
 	}
-	i.batch, i.batchBytes = append(i.batch, e), i.batchBytes+size
+	if i.inBatch == nil {
+		i.inBatch = map[lineage.ID]int{}
+	}
+	i.inBatch[e.ID] = len(i.batch)
+	i.batch, i.numbers, i.batchBytes = append(i.batch, e), append(i.numbers, i.number), i.batchBytes+size
 	return nil
 }
 
@@ -195,14 +213,14 @@ func checkEvent(e *lineage.Event) error {
 
 // flush records the batch, all of it or nothing.
 func (i *importer) flush(ctx context.Context) error {
-	events := i.batch
-	i.batch, i.batchBytes = nil, 0 // the reply refers to the old slice
+	events, numbers := i.batch, i.numbers
+	i.batch, i.numbers, i.inBatch, i.batchBytes = nil, nil, nil, 0 // the reply refers to the old slice
 	if len(events) == 0 {
 		return nil
 	}
 	r, err := i.s.AppendBatch(ctx, i.app.log, events)
 	if err != nil {
-		return fmt.Errorf("%s: a batch of %s that ends before event %d: %w", i.source.name, count(len(events), "event"), i.number, err)
+		return fmt.Errorf("%s: events %d to %d: %w", i.source.name, numbers[0], numbers[len(numbers)-1], &renumbered{err, numbers})
 	}
 	for k := range r.Len() {
 		if r.Duplicate(k) {
@@ -212,6 +230,26 @@ func (i *importer) flush(ctx context.Context) error {
 	}
 	i.recorded += len(events)
 	return nil
+}
+
+// renumbered is an error about a batch, with the events called as they are in the file.
+type renumbered struct {
+	error
+	numbers []int
+}
+
+var position = regexp.MustCompile(`\bevents\[(\d+)\]`)
+
+func (e *renumbered) Unwrap() error { return e.error }
+
+func (e *renumbered) Error() string {
+	return position.ReplaceAllStringFunc(e.error.Error(), func(s string) string {
+		k, err := strconv.Atoi(position.FindStringSubmatch(s)[1])
+		if err != nil || k >= len(e.numbers) {
+			return s
+		}
+		return fmt.Sprintf("event %d", e.numbers[k])
+	})
 }
 
 func (i *importer) report() error {

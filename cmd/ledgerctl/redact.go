@@ -5,6 +5,8 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+
+	"github.com/provledger/provledger/client/lineage"
 )
 
 // redacted stands where a secret stood.
@@ -169,6 +171,19 @@ func valueLength(s string) (open, end int) {
 		return 0, i
 	}
 	return 0, len(s)
+}
+
+// reference takes what --redact names out of the names and the URI of an artifact. Its digest says the same as before.
+func (r *redactor) reference(f *lineage.Reference) {
+	f.URI = r.own(f.URI)
+	if u, err := url.PathUnescape(f.URI); err == nil && r.own(u) != u {
+		f.URI = r.own(u) // it matches only without the escapes
+	}
+	r.name(&f.Name)
+}
+
+func (r *redactor) name(n *lineage.Name) {
+	n.Namespace, n.Name, n.Version = r.own(n.Namespace), r.own(n.Name), r.own(n.Version)
 }
 
 func (r *redactor) own(s string) string {

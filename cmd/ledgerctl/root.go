@@ -67,12 +67,17 @@ type app struct {
 // run is the program: it returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, noted: map[string]bool{}}
+	out := &checkedWriter{Writer: stdout}
+	a.stdout = out
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
+	root.SetOut(out)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	if err == nil && out.err != nil {
+		err = fmt.Errorf("the output could not be written: %w", out.err)
+	}
 	if err == nil {
 		return exitOK
 	}
@@ -206,6 +211,9 @@ func (a *app) policy() (*receipt.Policy, error) {
 
 // isTerminal reports whether a stream is shown to a person.
 func isTerminal(stream any) bool {
+	if w, ok := stream.(*checkedWriter); ok {
+		stream = w.Writer
+	}
 	f, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }

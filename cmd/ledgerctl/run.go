@@ -30,6 +30,7 @@ type runFlags struct {
 	env                []string
 	redact             []string
 	noArgv             bool
+	untouched          bool
 	initiator          string
 	receipt            string
 	force              bool
@@ -44,7 +45,8 @@ func (a *app) runCommand() *cobra.Command {
 times, git commit, host and user. Inputs are read again afterwards; one that changed meanwhile is recorded as changed, and reported.
 
 --input and --output take PATH|URI[,purpose=..][,kind=..][,name=..][,version=..][,namespace=..][,digest=..]. A path is hashed; with
-digest= it must have that digest. A URI (SCHEME://..) is never fetched: with digest= the digest is recorded as your claim, else it is
+digest= it must have that digest. An output that was there before and that CMD did not write (same file, size and time; for a directory: of all files
+in it) is not CMD's work and not recorded as such, unless --allow-untouched says so. A URI (SCHEME://..) is never fetched: with digest= the digest is recorded as your claim, else it is
 recorded by name only. An ETag is not a digest.
 
 The exit code is CMD's (128+n if signal n ended it, 126/127 if it could not be started, in which case nothing is recorded). If CMD succeeded but
@@ -56,7 +58,7 @@ The ledger is open only while the event is being recorded, so runs may run side 
 LEDGER_RUN_ID, and the ledger in LEDGER.
 
 Arguments that look like secrets, user information in URLs and the credentials of presigned URLs are left out of the record; --redact
-names more, --no-argv leaves out all. Of the environment, only what --env names is recorded. The summary goes to the standard error
+names more, in names and paths too; --no-argv leaves out all. Of the environment, only what --env names is recorded. The summary goes to the standard error
 stream (-o json: one line of JSON), for the standard output is CMD's.`,
 		Example: `  ledgerctl run --job train --input data/train.csv,purpose=training-data --output model.json,kind=model \
       --param lr=0.1 --metrics-file metrics.json -- python train.py
@@ -77,7 +79,8 @@ stream (-o json: one line of JSON), for the standard output is CMD's.`,
 	l.StringVar(&f.runID, "run-id", "", "`UUID` of the run (default: a new one)")
 	l.StringVar(&f.parentRunID, "parent-run", os.Getenv(runVariable), "`UUID` of the run that this one is part of; env "+runVariable)
 	l.StringArrayVar(&f.env, "env", nil, "`NAME` of an environment variable to record; repeatable")
-	l.StringArrayVar(&f.redact, "redact", nil, "regular expression `PATTERN` of more to leave out of the record; repeatable")
+	l.StringArrayVar(&f.redact, "redact", nil, "regular expression `PATTERN` of more to leave out of the record: arguments, values, names, paths and URIs; repeatable")
+	l.BoolVar(&f.untouched, "allow-untouched", false, "take an output or metrics file that CMD did not write for its work")
 	l.BoolVar(&f.noArgv, "no-argv", false, "do not record the command line")
 	l.StringVar(&f.initiator, "initiator", "", "opaque `ID` on whose behalf this runs (a claim)")
 	l.StringVar(&f.receipt, "receipt", "", "also write the receipt to this `FILE`")
@@ -151,7 +154,7 @@ func (a *app) newRun(f *runFlags, argv []string) (*runRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &runRecord{app: a, to: to, metricsFile: f.metricsFile}
+	r := &runRecord{app: a, to: to, metricsFile: f.metricsFile, allowUntouched: f.untouched}
 	if r.redact, err = newRedactor(f.redact); err != nil {
 		return nil, err
 	}
@@ -159,6 +162,7 @@ func (a *app) newRun(f *runFlags, argv []string) (*runRecord, error) {
 		ID: lineage.NewID(), Kind: lineage.KindRun, Action: uint8(lineage.RunComplete), RunID: lineage.NewID(),
 		Job: lineage.Name{Namespace: f.namespace, Name: f.job}, Initiator: f.initiator,
 	}
+	r.redact.name(&r.event.Job)
 	for _, x := range []struct {
 		flag, text string
 		id         *lineage.ID
@@ -195,13 +199,18 @@ func (a *app) newRun(f *runFlags, argv []string) (*runRecord, error) {
 // describe fills in what the body says of the run before it begins.
 func (r *runRecord) describe(f *runFlags, argv []string) (err error) {
 	d := &r.doc
-	if d.Params, err = pairs("--param", f.params); err != nil {
+	params, err := pairs("--param", f.params)
+	if err != nil {
 		return err
 	}
-	for name, v := range d.Params {
+	for name, v := range params {
 		if both := r.redact.text(name + "=" + v); both != name+"="+v {
-			d.Params[name] = redacted
+			v = redacted
 		}
+		if d.Params == nil {
+			d.Params = map[string]string{}
+		}
+		d.Params[r.redact.own(name)] = v
 	}
 	metrics, err := pairs("--metric", f.metrics)
 	if err != nil {

@@ -87,8 +87,11 @@ type runRecord struct {
 	inputs      []*runInput
 	outputs     []*runOutput
 	metricsFile string
+	metricsWas  *standing
 	x           *execution
-	incomplete  bool // the command succeeded, the record lacks something that was asked for
+
+	allowUntouched bool
+	incomplete     bool // the command succeeded, the record lacks something that was asked for
 
 	receiptError error // why the receipt of a recorded event was not written
 }
@@ -119,7 +122,7 @@ type runInput struct {
 
 type runOutput struct {
 	spec *spec
-	was  fs.FileInfo // before the command; nil if it was not there
+	was  *standing // before the command; nil if it was not there
 	is   *artifact.Artifact
 }
 
@@ -128,6 +131,7 @@ func (r *runRecord) before(ctx context.Context) error {
 	for _, in := range r.inputs {
 		if in.spec.uri != "" {
 			in.ref = in.spec.remote(lineage.Input)
+			r.redact.reference(&in.ref)
 			continue
 		}
 		var err error
@@ -137,17 +141,22 @@ func (r *runRecord) before(ctx context.Context) error {
 		if in.ref, err = in.spec.local(lineage.Input, in.was); err != nil {
 			return err
 		}
+		r.redact.reference(&in.ref)
 	}
 	for _, out := range r.outputs {
 		if out.spec.path != "" {
-			out.was, _ = os.Stat(out.spec.path)
+			out.was = look(out.spec.path)
 		}
 	}
+	if r.metricsFile != "" {
+		r.metricsWas = look(r.metricsFile)
+	}
 	r.doc.Tool = "ledgerctl " + version()
-	r.doc.Directory, _ = os.Getwd()
-	r.doc.Host, _ = os.Hostname()
+	dir, _ := os.Getwd()
+	host, _ := os.Hostname()
+	r.doc.Directory, r.doc.Host = r.redact.own(dir), r.redact.own(host)
 	if u, err := user.Current(); err == nil {
-		r.doc.User = u.Username
+		r.doc.User = r.redact.own(u.Username)
 	}
 	r.doc.Git = r.redact.git(ctx)
 	return nil
@@ -207,15 +216,16 @@ func (r *runRecord) again(ctx context.Context, in *runInput) {
 			return
 		}
 	}
-	c := changedInput{Path: in.spec.path, Before: in.was.Digest.String()}
+	shown := r.redact.own(in.spec.path)
+	c := changedInput{Path: shown, Before: in.was.Digest.String()}
 	now, err := r.app.hash(ctx, in.spec.path)
 	switch {
 	case errors.Is(err, context.Canceled):
-		list(&r.doc.Unchecked, in.spec.path)
+		list(&r.doc.Unchecked, shown)
 		r.incomplete = true
 		return
 	case err != nil:
-		c.Reason = err.Error()
+		c.Reason = r.redact.own(err.Error())
 	case now.Digest == in.was.Digest:
 		return
 	default:
@@ -235,17 +245,22 @@ func (r *runRecord) output(ctx context.Context, out *runOutput) {
 	s := out.spec
 	if s.uri != "" {
 		if r.x.code == 0 {
-			r.event.References = append(r.event.References, s.remote(lineage.Output))
+			f := s.remote(lineage.Output)
+			r.redact.reference(&f)
+			r.event.References = append(r.event.References, f)
 		}
 		return
 	}
-	info, err := os.Stat(s.path)
-	untouched := err == nil && out.was != nil && !info.IsDir() && os.SameFile(out.was, info) &&
-		out.was.Size() == info.Size() && out.was.ModTime().Equal(info.ModTime())
+	_, err := os.Stat(s.path)
+	untouched := err == nil && out.was.untouched(s.path)
 	if untouched {
-		list(&r.doc.Untouched, s.path)
+		list(&r.doc.Untouched, r.redact.own(s.path))
 	}
 	if r.x.code != 0 && (err != nil || untouched) {
+		return
+	}
+	if untouched && !r.allowUntouched {
+		r.lacks("output %s was there before and the command did not write it: it is NOT recorded as an output (--allow-untouched records it)", s.path)
 		return
 	}
 	if err == nil {
@@ -257,12 +272,13 @@ func (r *runRecord) output(ctx context.Context, out *runOutput) {
 	}
 	if err != nil {
 		r.lacks("output %v", err)
-		list(&r.doc.Missing, s.path)
+		list(&r.doc.Missing, r.redact.own(s.path))
 		return
 	}
 	if untouched {
 		r.app.note("warning: output %s was there before and the command did not write it", s.path)
 	}
+	r.redact.reference(&f)
 	r.event.References = append(r.event.References, f)
 }
 
@@ -275,6 +291,12 @@ func (r *runRecord) lacks(format string, args ...any) {
 // readMetrics keeps the metrics file byte for byte, and lists its numbers.
 func (r *runRecord) readMetrics() []lineage.Document {
 	if r.metricsFile == "" {
+		return nil
+	}
+	if r.metricsWas.untouched(r.metricsFile) && !r.allowUntouched {
+		if r.x.code == 0 {
+			r.lacks("metrics: %s was there before and the command did not write it: it is left out (--allow-untouched keeps it)", r.metricsFile)
+		}
 		return nil
 	}
 	raw, err := os.ReadFile(r.metricsFile)
@@ -301,7 +323,11 @@ func (r *runRecord) readMetrics() []lineage.Document {
 			}
 		}
 	}
-	return []lineage.Document{{MediaType: "application/json", Name: filepath.Base(r.metricsFile), Content: bytes.Clone(raw)}}
+	if r.redacts(raw) {
+		r.app.note("warning: --redact matches in %s: its numbers are recorded, the file is not", r.metricsFile)
+		return nil
+	}
+	return []lineage.Document{{MediaType: "application/json", Name: r.redact.own(filepath.Base(r.metricsFile)), Content: bytes.Clone(raw)}}
 }
 
 // setMetric keeps a metric; what JSON cannot write as a number is left to the metrics file.
@@ -313,8 +339,11 @@ func (r *runRecord) setMetric(name string, n float64) {
 	if r.doc.Metrics == nil {
 		r.doc.Metrics = map[string]float64{}
 	}
-	r.doc.Metrics[name] = n
+	r.doc.Metrics[r.redact.own(name)] = n
 }
+
+// redacts reports whether --redact names something in a document, which is kept byte for byte or not at all.
+func (r *runRecord) redacts(raw []byte) bool { return r.redact.own(string(raw)) != string(raw) }
 
 // room is how many bytes the body has left for manifests.
 func (r *runRecord) room(metrics []lineage.Document) int {
@@ -340,10 +369,14 @@ func (r *runRecord) manifests(room int) (docs []lineage.Document) {
 		}
 		seen[x.Digest] = true
 		raw := x.Manifest.Encode()
+		if r.redacts(raw) {
+			r.app.note("warning: --redact matches in names of files in %s: its digest is recorded, its manifest is not, so no single file of it will verify", x.Path)
+			return
+		}
 		const framing = 4096 // path and media type
 		if len(raw)+framing <= room && len(docs) < lineage.MaxDocuments-2 {
 			room -= len(raw) + framing
-			docs = append(docs, lineage.Document{MediaType: lineage.ManifestMediaType, Name: x.Path, Content: raw})
+			docs = append(docs, lineage.Document{MediaType: lineage.ManifestMediaType, Name: r.redact.own(x.Path), Content: raw})
 			return
 		}
 		f, path, err := r.app.keepManifest(role, raw)

@@ -232,6 +232,17 @@ func tool() {
 			dir := os.Getenv(stateVariable)
 			fail(os.RemoveAll(dir))
 			fail(os.WriteFile(dir, nil, 0o600))
+		case "spooled": // JOB: the id of the spooled event of a job
+			job := next()
+			paths, err := filepath.Glob(filepath.Join(os.Getenv(stateVariable), "spool", "*"+spoolSuffix))
+			fail(err)
+			for _, path := range paths {
+				f, err := readSpooled(path)
+				fail(err)
+				if f.event.Job.Name == job {
+					fmt.Println(f.event.ID)
+				}
+			}
 		case "say":
 			fmt.Println(next())
 		case "env":

@@ -38,6 +38,7 @@ type spooled struct {
 	path  string
 	to    target
 	log   string
+	at    string // when it was put there
 	event *lineage.Event
 }
 
@@ -135,7 +136,7 @@ func readSpooled(path string) (*spooled, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &spooled{path: path, log: f.Log, event: e}
+	s := &spooled{path: path, log: f.Log, at: f.SpooledAt, event: e}
 	if filepath.IsAbs(f.Ledger) {
 		s.to.directory = f.Ledger // even if it is gone
 	} else if s.to, err = parseTarget(f.Ledger); err != nil {
