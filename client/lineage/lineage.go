@@ -5,39 +5,14 @@
 // The leaf commits to each part of the body with an HMAC under a random key, so that a copy of the tree tells nothing about the
 // bodies and a body can be erased while every proof stands.
 //
-// The package is pure: no clock, no network, no randomness but [NewID]. Whoever verifies computes the same bytes, so it is public.
+// The package is pure: no network, and no clock or randomness but in [NewID]. Whoever verifies computes the same bytes, so it is public.
 // docs/format.md specifies every byte.
 package lineage
 
 import (
-	"errors"
 	"fmt"
 	"strings"
-
-	"github.com/google/uuid"
 )
-
-// ID is a 16-byte event or run id (RFC 9562). The zero ID means "none".
-type ID = uuid.UUID
-
-// NewID returns a new UUIDv7. Ids that sort by time keep the duplicate index sequential, which costs a fifth of random ids.
-func NewID() ID { return uuid.Must(uuid.NewV7()) }
-
-// ParseID reads the 36-character text form of a UUID in either case. Other spellings (braces, urn:, no hyphens) are refused, so that
-// an id has one written form; so is the nil UUID, for no text but the empty one means "none".
-func ParseID(s string) (ID, error) {
-	if len(s) != 36 {
-		return ID{}, fmt.Errorf("%q is not a UUID in 8-4-4-4-12 form", clip(s))
-	}
-	id, err := uuid.Parse(s)
-	if err != nil {
-		return ID{}, fmt.Errorf("%q is not a UUID in 8-4-4-4-12 form", clip(s))
-	}
-	if id == (ID{}) {
-		return ID{}, errors.New("the nil UUID identifies nothing")
-	}
-	return id, nil
-}
 
 // Event is one statement by a producer: every kind but control, which the ledger composes itself. Times are microseconds since the Unix epoch; zero values mean "not stated".
 type Event struct {

@@ -3,8 +3,6 @@ package lineage
 import (
 	"fmt"
 	"strings"
-
-	"github.com/google/uuid"
 )
 
 // Origin is the name under which a log signs: HOST/CLUSTER/KIND/NAME, for example
@@ -42,7 +40,7 @@ func parseOrigin(s string) (o Origin, err error) {
 	if o.Host = part[0]; o.Host == "" || strings.IndexFunc(o.Host, isNoHost) >= 0 {
 		return o, fmt.Errorf("host %q", clip(o.Host))
 	}
-	if o.Cluster, err = uuid.Parse(part[1]); err != nil || o.Cluster.String() != part[1] {
+	if o.Cluster, err = ParseID(part[1]); err != nil || o.Cluster.String() != part[1] {
 		return o, fmt.Errorf("cluster id %q", clip(part[1]))
 	}
 	kind, err := logKindNames.parse("log kind", part[2])

@@ -158,9 +158,6 @@ var onlyIn = []struct {
 	{"math/rand", nil, "math/rand/v2 where a die is meant, crypto/rand where a secret is"},
 }
 
-// Two ways to the network that carry none: uuid asks net for interface addresses to make version 1 ids, which we never do.
-var harmless = map[string]bool{"github.com/google/uuid": true}
-
 // below reports whether path is prefix or inside it. `net` means what can open a connection.
 func below(path, prefix string) bool {
 	if prefix == network {
@@ -241,7 +238,7 @@ func TestImportTable(t *testing.T) {
 				}
 			}
 		}
-		for _, i := range closure(all, path, harmless) {
+		for _, i := range closure(all, path, nil) {
 			for _, ban := range r.deep {
 				if below(i, ban) {
 					t.Errorf("%s has %s below it.\n\t%s %s.\n\t`go list -deps` shows the way to it.", rel, i, rel, r.job)

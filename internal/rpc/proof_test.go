@@ -3,15 +3,14 @@ package rpc_test
 import (
 	"testing"
 
-	"github.com/google/uuid"
-
+	"github.com/provledger/provledger/client/lineage"
 	ledgerv1 "github.com/provledger/provledger/proto/ledger/v1"
 )
 
 // TestNothingToWithhold: a receipt says of an entry without a body that it is opened, whoever asks.
 func TestNothingToWithhold(t *testing.T) {
 	c := serve(t, openNode(t).NewServer())
-	id := func() string { return uuid.Must(uuid.NewV7()).String() }
+	id := func() string { return lineage.NewID().String() }
 	bare := &ledgerv1.Event{EventId: id(), RunId: id(), Action: &ledgerv1.Event_Run{Run: ledgerv1.RunState_RUN_STATE_START}}
 	full := &ledgerv1.Event{EventId: id(), RunId: id(), Action: &ledgerv1.Event_Run{Run: ledgerv1.RunState_RUN_STATE_START},
 		Documents: []*ledgerv1.Document{{Content: []byte("x")}}}
