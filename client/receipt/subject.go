@@ -15,6 +15,10 @@ type Subject struct {
 	Digests []lineage.Digest // a directory has one by dirHash, a file has none
 	Name    string           // for messages
 	Err     error            // why it has no digests, if it could not be read: then nothing can be told about it
+
+	// Manifests are those of directories that the subject may be a file of, where a receipt does not have them. They need no trust: the
+	// dirHash that was recorded is computed from the list.
+	Manifests []*lineage.Manifest
 }
 
 func (s *Subject) isDirectory() bool {
@@ -76,7 +80,10 @@ func (v *verification) subjects(subjects []Subject) {
 		case v.Facts == nil:
 			v.add(CheckSubject, Unknown, "%s: there is no verified entry to compare it with", s.Name)
 		default:
-			c := comparison{s: s, manifests: manifests}
+			c := comparison{s: s, manifests: manifests[:len(manifests):len(manifests)]}
+			for _, m := range s.Manifests {
+				c.manifests = append(c.manifests, newManifest(m))
+			}
 			for j := range v.leaf.References {
 				c.reference(j, &v.leaf.References[j])
 			}

@@ -179,13 +179,16 @@ func (a *app) noteJSON(v any) {
 	a.note("%s", raw)
 }
 
+// manifestsDir is where they are kept, beside the spool.
+const manifestsDir = "manifests"
+
 // keepManifest stores a manifest that no body has room for under its digest, and returns the reference that stands for it.
 func (a *app) keepManifest(role lineage.Role, raw []byte) (lineage.Reference, string, error) {
 	s, err := a.spool()
 	if err != nil {
 		return lineage.Reference{}, "", err
 	}
-	dir := filepath.Join(filepath.Dir(s.dir), "manifests")
+	dir := filepath.Join(filepath.Dir(s.dir), manifestsDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return lineage.Reference{}, "", err
 	}

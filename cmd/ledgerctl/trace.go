@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -10,10 +11,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/provledger/provledger/client"
+	"github.com/provledger/provledger/client/lineage"
 )
 
 func (a *app) traceCommand() *cobra.Command {
 	var depth int
+	var manifests []string
 	c := &cobra.Command{
 		Use:   "trace ARTIFACT...",
 		Short: "Show what an artifact was made from",
@@ -31,6 +34,10 @@ is missing is not. Two lines of a tree that are the same artifact are drawn out 
 				}
 				args = append(args, x)
 			}
+			given, err := readManifests(manifests)
+			if err != nil {
+				return err
+			}
 			return a.withLedger(c.Context(), false, func(s *session) error {
 				var start []client.Ref
 				for _, x := range args {
@@ -38,7 +45,11 @@ is missing is not. Two lines of a tree that are the same artifact are drawn out 
 					if err != nil {
 						return err
 					}
-					start = append(start, ref)
+					refs, err := a.orDirectory(c.Context(), s, x, ref, given)
+					if err != nil {
+						return err
+					}
+					start = append(start, refs...)
 				}
 				g, err := s.Trace(c.Context(), a.log, start, client.TraceOptions{MaxDepth: depth})
 				if err != nil {
@@ -48,8 +59,29 @@ is missing is not. Two lines of a tree that are the same artifact are drawn out 
 			})
 		},
 	}
+	c.Flags().StringArrayVar(&manifests, "manifest", nil, "`FILE` with the manifest of a directory, if it was too large for the record; repeatable")
 	c.Flags().IntVar(&depth, "depth", 0, "how many steps to go back (`N`; 0: all)")
 	return c
+}
+
+// orDirectory returns the directories of a file, by manifests that the ledger does not have, if it has nothing about the file itself.
+func (a *app) orDirectory(ctx context.Context, s *session, x *artifactArg, ref client.Ref, given []*lineage.Manifest) ([]client.Ref, error) {
+	if ref.Digest.Algorithm != lineage.SHA256 {
+		return []client.Ref{ref}, nil
+	}
+	lists := a.withMember(ref.Digest, given)
+	if len(lists) == 0 {
+		return []client.Ref{ref}, nil
+	}
+	for _, err := range s.Find(ctx, a.log, query(ref)) {
+		return []client.Ref{ref}, err // there is something, or it cannot be told
+	}
+	var refs []client.Ref
+	for _, m := range lists {
+		a.note("%s is a file of the directory %s, by a manifest that the ledger does not have", x.text, m.DirHash)
+		refs = append(refs, client.Ref{Digest: m.DirHash})
+	}
+	return refs, nil
 }
 
 func (a *app) printTrace(g *client.Graph) error {

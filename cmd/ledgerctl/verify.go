@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -15,12 +13,15 @@ import (
 
 func (a *app) verifyCommand() *cobra.Command {
 	var file, require string
+	var manifests []string
 	c := &cobra.Command{
 		Use:   "verify FILE... [--receipt F.receipt --trust POLICY] [--require KEY=VALUE,...]",
 		Short: "Verify files against a receipt (offline) or a ledger (online)",
 		Long: `With --receipt, verify works offline: it opens no connection and no ledger. It checks that the receipt is signed by a log that the policy
 (--trust) has, that its entry is in that log, that the body is the one recorded, and that each FILE (or directory) is an artifact of the
-entry. A file of a recorded directory verifies against the directory's manifest. Without FILE only the receipt is checked.
+entry. A file of a recorded directory verifies against the directory's manifest, which is in the receipt or, if it was too large, in a file that
+--manifest names (` + "`ledgerctl run`" + ` says where it keeps one; without --receipt it is found there by itself). Without FILE only the receipt is
+checked.
 
 Without --receipt it looks the digest of each FILE up in the ledger and verifies what it gets in the same way: under --trust, else under the
 key that is remembered of the ledger. Of several entries it takes the newest registration, else the run that generated the file.
@@ -45,20 +46,25 @@ are looked up give a list.`,
 			if file == "" && len(args) == 0 {
 				return usage("verify needs a FILE, or --receipt, or both; see `%s --help`", c.CommandPath())
 			}
-			if file == "" {
-				return a.verifyOnline(c.Context(), args, req)
+			given, err := readManifests(manifests)
+			if err != nil {
+				return err
 			}
-			return a.verifyOffline(c.Context(), file, args, req)
+			if file == "" {
+				return a.verifyOnline(c.Context(), args, given, req)
+			}
+			return a.verifyOffline(c.Context(), file, args, given, req)
 		},
 	}
 	c.Flags().StringVar(&file, "receipt", "", "receipt `FILE`; with it nothing is connected to")
+	c.Flags().StringArrayVar(&manifests, "manifest", nil, "`FILE` with the manifest of a directory, if it was too large for the record; repeatable")
 	c.Flags().StringVar(&require, "require", "", "what the entry must be, `KEY=VALUE,...`")
 	return c
 }
 
 // verifyOffline needs the files, the receipt and the policy, and touches nothing else. What is missing takes no check away but its own: a
 // forged receipt must show even beside a path that is wrong.
-func (a *app) verifyOffline(ctx context.Context, file string, paths []string, req receipt.Require) error {
+func (a *app) verifyOffline(ctx context.Context, file string, paths []string, given []*lineage.Manifest, req receipt.Require) error {
 	raw, err := readReceipt(file)
 	if err != nil {
 		return fmt.Errorf("could not tell: %w", err)
@@ -70,7 +76,9 @@ func (a *app) verifyOffline(ctx context.Context, file string, paths []string, re
 	}
 	var subjects []receipt.Subject
 	for _, path := range paths {
-		subjects = append(subjects, a.atHand(ctx, path, algorithms...))
+		x := a.atHand(ctx, path, algorithms...)
+		x.Manifests = given
+		subjects = append(subjects, x)
 	}
 	result := receipt.VerifyFile(raw, p, subjects, req)
 	if err := a.printResults([]verification{{Receipt: file, Files: paths, Result: result}}, true); err != nil {
@@ -95,12 +103,7 @@ func (a *app) atHand(ctx context.Context, path string, also ...lineage.Algorithm
 }
 
 func readReceipt(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, receipt.MaxFileBytes+1)) // one more, so that too large is seen
+	return readRegular(path, receipt.MaxFileBytes) // one byte more is read, so that too large is seen
 }
 
 // outcomeError turns an outcome into an exit code; everything has been said.

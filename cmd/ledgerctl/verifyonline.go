@@ -15,14 +15,14 @@ import (
 const checkRecorded = "recorded"
 
 // verifyOnline looks each file up and verifies the receipts that it gets as if they had come in a file.
-func (a *app) verifyOnline(ctx context.Context, paths []string, req receipt.Require) error {
+func (a *app) verifyOnline(ctx context.Context, paths []string, given []*lineage.Manifest, req receipt.Require) error {
 	var subjects []receipt.Subject // hashed before the ledger is opened, which may take long
 	for _, path := range paths {
 		subjects = append(subjects, a.atHand(ctx, path))
 	}
 	var results []verification
 	err := a.withLedger(ctx, false, func(s *session) (err error) {
-		results, err = a.lookUp(ctx, s, subjects, req)
+		results, err = a.lookUp(ctx, s, subjects, given, req)
 		return err
 	})
 	if err != nil {
@@ -38,7 +38,7 @@ func (a *app) verifyOnline(ctx context.Context, paths []string, req receipt.Requ
 	return outcomeError(worst)
 }
 
-func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject, req receipt.Require) ([]verification, error) {
+func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject, given []*lineage.Manifest, req receipt.Require) ([]verification, error) {
 	p, err := a.policy()
 	if err != nil {
 		return nil, err
@@ -61,13 +61,34 @@ func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject
 			}})
 			continue
 		}
-		entries, err := a.find(ctx, s, query(client.Ref{Digest: x.Digests[0]}))
+		id := x.Digests[0]
+		entries, err := a.find(ctx, s, query(client.Ref{Digest: id}))
 		if err != nil {
 			return nil, err
 		}
+		if len(entries) == 0 && id.Algorithm == lineage.SHA256 { // by the manifest of its directory, which the ledger does not have
+			if x.Manifests = a.withMember(id, given); len(x.Manifests) > 0 {
+				id = x.Manifests[0].DirHash
+				if entries, err = a.find(ctx, s, query(client.Ref{Digest: id})); err != nil {
+					return nil, err
+				}
+			}
+		}
 		v := verification{Files: []string{x.Name}}
-		c, ok := choose(identified(entries, x.Digests[0]), func(d lineage.Digest) bool { return d == x.Digests[0] })
+		c, ok := choose(identified(entries, id), func(d lineage.Digest) bool { return d == id })
 		if !ok {
+			if at, may, err := a.mayHoldMembers(ctx, s); err != nil {
+				return nil, err
+			} else if may && x.Digests[0].Algorithm == lineage.SHA256 {
+				v.Result = &receipt.Result{
+					Outcome: receipt.Unknown,
+					Checks: []receipt.Check{{Name: checkRecorded, Outcome: receipt.Unknown, Detail: fmt.Sprintf(
+						"%v (%s), but the manifest of a directory in entry %d is kept elsewhere, and may list them: give it with --manifest FILE", errNoEntry, x.Digests[0], at)}},
+					NotChecked: []string{"whether the file is one of a directory whose manifest is not in the ledger"},
+				}
+				results = append(results, v)
+				continue
+			}
 			v.Result = &receipt.Result{
 				Outcome:    receipt.NotVerified,
 				Checks:     []receipt.Check{{Name: checkRecorded, Outcome: receipt.NotVerified, Detail: fmt.Sprintf("%v (%s)", errNoEntry, x.Digests[0])}},
@@ -82,10 +103,11 @@ func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject
 		}
 		// It was found by one digest; the entry may identify it by others, which count first.
 		if also := receipt.Algorithms(r.Leaf); slices.ContainsFunc(also, artifact.Computes) && x.Digests[0].Algorithm == lineage.SHA256 {
-			found := x.Digests[0]
+			found, lists := x.Digests[0], x.Manifests
 			if x = a.atHand(ctx, x.Name, also...); x.Err == nil && x.Digests[0] != found {
 				x.Err = artifact.ErrChanged
 			}
+			x.Manifests = lists
 		}
 		v.Result, v.Choice = receipt.Verify(r, p, []receipt.Subject{x}, req), c.why
 		for _, e := range entries {

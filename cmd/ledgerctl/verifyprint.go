@@ -131,6 +131,9 @@ func nameText(n *receipt.NameFacts) string {
 	return s
 }
 
+// maxPaths is how many paths of one file in a directory are shown: an empty file may be there a thousand times.
+const maxPaths = 3
+
 // roleText says what a file is in the entry.
 func roleText(r *receipt.ReferenceFacts, m *receipt.Match) string {
 	s := r.Role
@@ -143,7 +146,11 @@ func roleText(r *receipt.ReferenceFacts, m *receipt.Match) string {
 		s += ", " + nameText(r.Name)
 	}
 	if m.Path != "" {
-		s += fmt.Sprintf(", as %s in that directory", m.Path)
+		path := m.Path
+		if paths := strings.Split(path, ", "); len(paths) > maxPaths {
+			path = fmt.Sprintf("%s and %d more", strings.Join(paths[:maxPaths], ", "), len(paths)-maxPaths)
+		}
+		s += fmt.Sprintf(", as %s in that directory", path)
 	}
 	if r.Known != "computed" {
 		s += " (" + r.Known + ")"
