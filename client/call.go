@@ -68,6 +68,9 @@ func call[Q, R any](ctx context.Context, c *Client, what string, m method[Q, R],
 			return resp, nil, nil
 		}
 		v := judge(err)
+		if isCode(err, codes.Unavailable) && c.tls.wrongServer() {
+			v = verdict{}
+		}
 		if v.mayHaveEffect {
 			outcome = ErrUnknown
 		}

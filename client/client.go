@@ -34,6 +34,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -103,7 +104,8 @@ type Options struct {
 // Client is a connection to one ledger. It is safe for concurrent use. Close it: that completes the checks and remembers.
 type Client struct {
 	rpc    ledgerv1.LedgerServiceClient
-	conn   io.Closer // nil if the connection is the caller's
+	conn   io.Closer   // nil if the connection is the caller's
+	tls    *watchedTLS // nil without
 	o      Options
 	memory *memory
 	logger *slog.Logger
@@ -115,9 +117,10 @@ type Client struct {
 
 // Dial returns a client of the ledger at an address (host:port, or any gRPC target). It does not connect: the first call does.
 func Dial(target string, o Options, opts ...grpc.DialOption) (*Client, error) {
-	transport := insecure.NewCredentials()
+	transport, watched := insecure.NewCredentials(), (*watchedTLS)(nil)
 	if o.TLS != nil {
-		transport = credentials.NewTLS(o.TLS)
+		watched = &watchedTLS{credentials.NewTLS(o.TLS), new(atomic.Bool)}
+		transport = watched
 	}
 	opts = append([]grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
@@ -133,7 +136,7 @@ func Dial(target string, o Options, opts ...grpc.DialOption) (*Client, error) {
 		o.Target = target
 	}
 	c := New(conn, o)
-	c.conn = conn
+	c.conn, c.tls = conn, watched
 	return c, nil
 }
 
