@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 )
 
 // noMemory as StateDir means that nothing is remembered.
@@ -194,6 +195,23 @@ func readJSON(path string, v any) (found bool, err error) {
 	return true, nil
 }
 
+const (
+	// newPrefix begins the names of files that are not whole yet.
+	newPrefix = ".new-"
+	// staleAfter is when such a file is of a process that died: writing one takes milliseconds.
+	staleAfter = time.Hour
+)
+
+// removeStale removes what processes that died left. Failing to does no harm.
+func removeStale(dir string) {
+	paths, _ := filepath.Glob(filepath.Join(dir, newPrefix+"*"))
+	for _, path := range paths {
+		if info, err := os.Stat(path); err == nil && time.Since(info.ModTime()) > staleAfter {
+			_ = os.Remove(path)
+		}
+	}
+}
+
 // writeJSON replaces a file by a synced one: after a power cut it is the old or the new one, and not an empty one, which would read as
 // damage.
 func writeJSON(path string, v any) (err error) {
@@ -205,7 +223,8 @@ func writeJSON(path string, v any) (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".new-*")
+	removeStale(dir)
+	f, err := os.CreateTemp(dir, newPrefix+"*")
 	if err != nil {
 		return err
 	}

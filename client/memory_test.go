@@ -424,3 +424,31 @@ func TestLargerTreeStays(t *testing.T) {
 		t.Errorf("size %d is remembered (%v), want 4", cp.Size, err)
 	}
 }
+
+// What a process that was killed while writing left is removed by the next one; what is being written now is not.
+func TestStaleFilesAreRemoved(t *testing.T) {
+	dir := t.TempDir()
+	for name, age := range map[string]time.Duration{".new-old": 2 * staleAfter, ".new-now": 0, "other": 2 * staleAfter} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, time.Time{}, time.Now().Add(-age)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := writeJSON(filepath.Join(dir, "x.json"), 1); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if got := strings.Join(names, " "); got != ".new-now other x.json" {
+		t.Error(got)
+	}
+}

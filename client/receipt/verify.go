@@ -254,12 +254,17 @@ func openBody(l *lineage.Leaf, parts []lineage.BodyPart) (*body, error) {
 	return b, b.names.Fits(l)
 }
 
+// What no receipt can tell by itself, in [Result.NotChecked]: who also asks the ledger may know.
+const (
+	LaterUnchecked  = "whether later entries contradict this one (rejected, flagged, rolled back): only the ledger or a copy of it can tell"
+	GrowthUnchecked = "whether the log has grown since, and still holds this: only the ledger or a newer checkpoint can tell"
+)
+
 // limits says what the outcome does not rest on, and what is no more than somebody's word.
 func (v *verification) limits(subjects int) {
 	not := func(format string, args ...any) { v.NotChecked = append(v.NotChecked, fmt.Sprintf(format, args...)) }
 	not("whether what was said is true or approved: recorded and unaltered is all that a receipt shows")
-	not("whether later entries contradict this one (rejected, flagged, rolled back): only the ledger or a copy of it can tell")
-	not("whether the log has grown since, and still holds this: only the ledger or a newer checkpoint can tell")
+	v.NotChecked = append(v.NotChecked, LaterUnchecked, GrowthUnchecked)
 	if v.verdict.Quorum == "none" {
 		not("whether the log shows others a different history: the policy asks for no witness")
 	}

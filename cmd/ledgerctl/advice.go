@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"regexp"
 	"strings"
 
@@ -11,11 +12,17 @@ import (
 	"github.com/provledger/provledger/client"
 )
 
-// wire is what gRPC puts before what a ledger says.
-var wire = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+var (
+	// wire is what gRPC puts before what a ledger says, and around why it has no connection.
+	wire      = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+	transport = regexp.MustCompile(`connection error: desc = "(?:transport: )?((?:[^"\\]|\\.)*)"`)
+	noSuchLog = regexp.MustCompile(`log "([^"]*)": not found`)
+)
 
 // message is the text of an error for people.
-func message(err error) string { return wire.ReplaceAllString(err.Error(), "") }
+func message(err error) string {
+	return transport.ReplaceAllString(wire.ReplaceAllString(err.Error(), ""), "no connection: $1")
+}
 
 // hintedError is an error with what to do about it.
 type hintedError struct {
@@ -62,7 +69,19 @@ func advice(err error) string {
 	var s interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &s) {
 		switch s.GRPCStatus().Code() {
+		case codes.NotFound:
+			if m := noSuchLog.FindStringSubmatch(err.Error()); m != nil {
+				return fmt.Sprintf("`ledgerctl log list` shows the logs; `ledgerctl log create %s` creates one.", m[1])
+			}
 		case codes.Unavailable, codes.DeadlineExceeded:
+			switch text := err.Error(); {
+			case strings.Contains(text, "server preface"):
+				return "The port may speak TLS: connect with --tls-ca FILE, or --tls-ca system for the authorities that the system trusts."
+			case strings.Contains(text, "first record does not look like a TLS handshake"):
+				return "The port does not speak TLS: leave --tls-ca out."
+			case strings.Contains(text, "failed to verify certificate"):
+				return "The server's certificate is not trusted: --tls-ca FILE names the authority that signed it."
+			}
 			return "Is ledgerd running there? Start one with `ledgerd`, or use a directory: --ledger ./.ledger needs no daemon."
 		case codes.AlreadyExists:
 			return "That event id was recorded before with other content. An id is for one event: choose a new one."

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/provledger/provledger/client"
@@ -32,6 +33,9 @@ type artifactArg struct {
 	file *artifact.Artifact // nil if it is no path
 }
 
+// hexDigits are a digest, or enough of one, without its algorithm.
+var hexDigits = regexp.MustCompile(`^[0-9a-fA-F]{8,}$`)
+
 func (a *app) artifactArg(ctx context.Context, text string) (*artifactArg, error) {
 	x := &artifactArg{text: text}
 	if isPath(text) {
@@ -54,6 +58,9 @@ func (x *artifactArg) resolve(ctx context.Context, a *app, s *session) (client.R
 	}
 	ref, err := s.Resolve(ctx, a.log, x.text)
 	if errors.Is(err, client.ErrNotFound) {
+		if hexDigits.MatchString(x.text) {
+			return ref, fmt.Errorf("%w; for a digest write sha256:%s", err, x.text)
+		}
 		if _, bad := os.Stat(x.text); bad == nil {
 			return ref, fmt.Errorf("%w; for the file of that name write ./%s", err, filepath.ToSlash(x.text))
 		}

@@ -69,7 +69,7 @@ func (a *app) record(ctx context.Context, to target, log string, e *lineage.Even
 			if _, ok := errors.AsType[*client.UntrustedError](bad); ok && err == nil {
 				r, err = nil, bad
 			} else if err == nil {
-				a.note("warning: recorded, but the ledger did not close cleanly: %v", bad)
+				a.note("warning: recorded, but the ledger did not close cleanly: %s", plain(message(bad)))
 			}
 		}
 	}()
@@ -118,7 +118,7 @@ func refused(err error) bool {
 func (a *app) sayUndelivered(err error) {
 	u, ok := errors.AsType[*undelivered](err)
 	if a.json() {
-		view := map[string]any{"error": err.Error(), "recorded": false}
+		view := map[string]any{"error": message(err), "recorded": false}
 		if ok && u.path != "" {
 			view["spooled"] = u.path
 		}

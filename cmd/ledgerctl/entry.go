@@ -55,10 +55,19 @@ text are shown as such, others by size (-o json has their bytes in base64).`,
 		Example: "  ledgerctl entry list\n  ledgerctl entry list --from 100 --to 200 -o json",
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if limit < 1 {
+				return usage("--last %d: must be at least 1", limit)
+			}
+			if c.Flags().Changed("to") && end > 0 && first >= end {
+				return usage("--from %d --to %d: there is nothing between them, --to is the index after the last", first, end)
+			}
 			return a.withLedger(c.Context(), false, func(s *session) error {
 				cp, err := s.Checkpoint(c.Context(), a.log)
 				if err != nil {
 					return err
+				}
+				if first >= cp.Size {
+					return usage("--from %d: the log has %d entries, the last is %d", first, cp.Size, cp.Size-1)
 				}
 				if end == 0 || end > cp.Size {
 					end = cp.Size

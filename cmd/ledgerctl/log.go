@@ -85,16 +85,22 @@ type logView struct {
 
 func (a *app) printLogs(logs []*client.Log, one bool) error {
 	views := []logView{}
-	rows := [][]string{{"NAME", "KIND", "ENTRIES", "ORIGIN", "KEY"}}
+	rows := [][]string{{"NAME", "KIND", "ENTRIES", "ORIGIN"}}
 	for _, l := range logs {
 		views = append(views, logView{l.Name, l.Number, l.Kind.String(), l.Origin, l.VKey, l.TreeSize})
-		rows = append(rows, []string{plain(l.Name), l.Kind.String(), fmt.Sprint(l.TreeSize), plain(l.Origin), plain(l.VKey)})
+		rows = append(rows, []string{plain(l.Name), l.Kind.String(), fmt.Sprint(l.TreeSize), plain(l.Origin)})
 	}
 	switch {
 	case a.json() && one:
 		return a.printJSON(views[0])
 	case a.json():
 		return a.printJSON(views)
+	}
+	if one { // with all of it, one thing a line: origins and keys are long
+		v := views[0]
+		rows = [][]string{
+			{"name", plain(v.Name)}, {"number", fmt.Sprint(v.Number)}, {"kind", v.Kind}, {"entries", fmt.Sprint(v.TreeSize)}, {"origin", plain(v.Origin)}, {"key", plain(v.VKey)},
+		}
 	}
 	return table(a.stdout, rows)
 }

@@ -289,6 +289,10 @@ func TestVerifyJSON(t *testing.T) {
 	if err := os.WriteFile("p", []byte(mustCtl(t, "key", "show", "--policy")), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	var all struct {
+		Outcome string
+		Results []json.RawMessage
+	}
 	var v struct {
 		Outcome string
 		Checks  []struct{ Name, Outcome, Detail string }
@@ -300,7 +304,13 @@ func TestVerifyJSON(t *testing.T) {
 			Reference int
 		}
 	}
-	if err := json.Unmarshal([]byte(mustCtl(t, "verify", "model.bin", "--receipt", "m.receipt", "--trust", "p", "-o", "json")), &v); err != nil {
+	if err := json.Unmarshal([]byte(mustCtl(t, "verify", "model.bin", "--receipt", "m.receipt", "--trust", "p", "-o", "json")), &all); err != nil {
+		t.Fatal(err)
+	}
+	if all.Outcome != "verified" || len(all.Results) != 1 {
+		t.Fatalf("%+v", all)
+	}
+	if err := json.Unmarshal(all.Results[0], &v); err != nil {
 		t.Fatal(err)
 	}
 	if v.Outcome != "verified" || len(v.NotChecked) == 0 || v.Facts.Kind != "lifecycle" || v.Facts.Action != "registered" || len(v.Matches) != 1 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"mime"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -177,6 +178,14 @@ func (f *recordFlags) event() (*lineage.Event, error) {
 	}
 	if err != nil {
 		return nil, usage("%v", err)
+	}
+	switch v := lineage.LifecycleVerb(e.Action); {
+	case f.attest != "":
+		if u, err := url.Parse(f.attest); err != nil || !u.IsAbs() {
+			return nil, usage("--attest %q: a predicate type is a URI, such as https://cyclonedx.org/bom", f.attest)
+		}
+	case f.lifecycle != "" && f.target == "" && (v == lineage.Promoted || v == lineage.Deployed):
+		return nil, usage("--lifecycle %s needs --target: the environment, endpoint or alias", v)
 	}
 	if f.target != "" {
 		e.Target = lineage.Name{Name: f.target}

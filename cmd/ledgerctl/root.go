@@ -90,7 +90,15 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case errors.As(err, &untrusted):
 		code = exitNotVerified
 	}
-	if !said {
+	switch {
+	case said:
+	case a.json():
+		view := map[string]any{"error": message(err), "exitCode": code}
+		if hint := advice(err); hint != "" {
+			view["hint"] = hint
+		}
+		a.noteJSON(view)
+	default:
 		// Names from a ledger may be in it, so it is made safe for a terminal, line by line.
 		for i, line := range strings.Split("ledgerctl: "+message(err), "\n") {
 			fmt.Fprintln(stderr, strings.Repeat("  ", min(i, 1))+plain(line))
@@ -166,6 +174,12 @@ func envOr(name, other string) string {
 }
 
 func (a *app) checkFlags() error {
+	if a.timeout <= 0 {
+		return usage("--timeout %v: must be positive", a.timeout)
+	}
+	if a.lockTimeout < 0 {
+		return usage("--lock-timeout %v: must not be negative", a.lockTimeout)
+	}
 	if a.output != "table" && a.output != "json" {
 		return usage("-o %s: table or json", a.output)
 	}
@@ -193,12 +207,15 @@ func atLeast(n int, what string) cobra.PositionalArgs {
 	}
 }
 
+// maxPolicyBytes is far above what a policy with many logs and witnesses has.
+const maxPolicyBytes = 1 << 20
+
 // policy reads the file of --trust; nil if there is none.
 func (a *app) policy() (*receipt.Policy, error) {
 	if a.trust == "" {
 		return nil, nil
 	}
-	text, err := os.ReadFile(a.trust)
+	text, err := readRegular(a.trust, maxPolicyBytes)
 	if err != nil {
 		return nil, fmt.Errorf("--trust: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/provledger/provledger/client/artifact"
@@ -136,7 +137,11 @@ func (r *runRecord) before(ctx context.Context) error {
 		}
 		var err error
 		if in.was, err = r.app.hash(ctx, in.spec.path); err != nil {
-			return fmt.Errorf("--input %w", err)
+			hint := ""
+			if strings.Contains(in.spec.path, ",") && strings.Contains(in.spec.path, "=") {
+				hint = "What may stand behind a comma: kind=, purpose=, name=, version=, namespace=, digest="
+			}
+			return hinted(fmt.Errorf("--input %w", err), hint)
 		}
 		if in.ref, err = in.spec.local(lineage.Input, in.was); err != nil {
 			return err

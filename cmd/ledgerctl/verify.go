@@ -34,8 +34,8 @@ itself nothing can be told, but a file that is no receipt, or too large for one,
 does not mean true or approved.
 
 A FILE is hashed by every algorithm that the receipt identifies artifacts by, as far as it can be computed: sha256, sha384, sha512,
-sha512_256, sha3_256, sha3_384, sha3_512; a directory by dirHash. Files are always read: there is no cache. With -o json, several FILEs that
-are looked up give a list.`,
+sha512_256, sha3_256, sha3_384, sha3_512; a directory by dirHash. Files are always read: there is no cache. With -o json the
+answer has the worst outcome and the results, one a receipt.`,
 		Example: `  ledgerctl verify model.json --receipt model.receipt --trust ledger.policy --require kind=run,role=output,job=train
   ledgerctl verify data/ model.json -o json`,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -81,7 +81,7 @@ func (a *app) verifyOffline(ctx context.Context, file string, paths []string, gi
 		subjects = append(subjects, x)
 	}
 	result := receipt.VerifyFile(raw, p, subjects, req)
-	if err := a.printResults([]verification{{Receipt: file, Files: paths, Result: result}}, true); err != nil {
+	if err := a.printResults([]verification{{Receipt: file, Files: paths, Result: result}}); err != nil {
 		return err
 	}
 	switch {

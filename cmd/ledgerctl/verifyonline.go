@@ -28,7 +28,7 @@ func (a *app) verifyOnline(ctx context.Context, paths []string, given []*lineage
 	if err != nil {
 		return fmt.Errorf("could not tell: %w", err)
 	}
-	if err := a.printResults(results, len(subjects) == 1); err != nil {
+	if err := a.printResults(results); err != nil {
 		return err
 	}
 	worst := receipt.Verified
@@ -115,9 +115,16 @@ func (a *app) lookUp(ctx context.Context, s *session, subjects []receipt.Subject
 				v.Later = append(v.Later, laterEntry{e.Index, e.Leaf.Kind.String(), lineage.ActionText(e.Leaf.Kind, e.Leaf.Action, e.Leaf.PredicateType), timeText(e.Leaf.RecordedAt)})
 			}
 		}
+		v.NotChecked = online(v.NotChecked)
 		results = append(results, v)
 	}
 	return results, nil
+}
+
+// online corrects what a receipt alone says of itself: here the ledger was asked, and its log connected with what is remembered.
+func online(notChecked []string) []string {
+	list := slices.DeleteFunc(slices.Clone(notChecked), func(s string) bool { return s == receipt.LaterUnchecked || s == receipt.GrowthUnchecked })
+	return append(list, "whether the ledger withholds later entries about these bytes: that none is missing is not proven")
 }
 
 // identified leaves out the entries that only claim a digest as an alias beside another identity, if there are others: anybody who may record

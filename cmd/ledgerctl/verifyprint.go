@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/client/receipt"
 )
 
@@ -25,12 +26,33 @@ type laterEntry struct {
 	RecordedAt string `json:"recordedAt"`
 }
 
-func (a *app) printResults(results []verification, one bool) error {
+// answer is the JSON of verify: in one form, however many files there are and wherever their receipts come from.
+type answer struct {
+	Outcome receipt.Outcome `json:"outcome"` // the worst
+	Results []verification  `json:"results"`
+}
+
+// against reports whether an entry speaks against relying on what it is about.
+func (e *laterEntry) against() bool {
+	if e.Kind != lineage.KindLifecycle.String() {
+		return false
+	}
+	switch v, err := lineage.ParseLifecycleVerb(e.Action); {
+	case err != nil:
+		return false
+	default:
+		return v == lineage.Flagged || v == lineage.Rejected || v == lineage.RolledBack || v == lineage.Retired
+	}
+}
+
+func (a *app) printResults(results []verification) error {
 	if a.json() {
-		if one {
-			return a.printJSON(results[0])
+		x := answer{Outcome: receipt.Verified, Results: results}
+		for i := range results {
+			x.Outcome = worse(x.Outcome, results[i].Outcome)
+			results[i].NotChecked = orEmpty(results[i].NotChecked)
 		}
-		return a.printJSON(results)
+		return a.printJSON(x)
 	}
 	for i := range results {
 		if i > 0 {
@@ -52,6 +74,11 @@ func (v *verification) print(w io.Writer) {
 		what = v.Receipt
 	}
 	fmt.Fprintf(w, "%s: %s\n", headlines[v.Outcome], plain(what))
+	for _, e := range v.Later {
+		if e.against() {
+			fmt.Fprintf(w, "  WARNING      entry %d, later, says: %s %s, %s\n", e.Index, e.Kind, plain(e.Action), e.RecordedAt)
+		}
+	}
 	for _, c := range v.Checks {
 		if c.Outcome != receipt.Verified {
 			fmt.Fprintf(w, "  %-12s %s: %s\n", map[receipt.Outcome]string{receipt.NotVerified: "FAILED", receipt.Unknown: "unclear"}[c.Outcome], c.Name, plain(c.Detail))
@@ -69,6 +96,9 @@ func (v *verification) print(w io.Writer) {
 		fmt.Fprintf(w, "  %-12s %s\n", "chosen", v.Choice)
 	}
 	for _, e := range v.Later {
+		if e.against() {
+			continue // it stands at the top
+		}
 		fmt.Fprintf(w, "  %-12s entry %d: %s %s, %s\n", "later", e.Index, e.Kind, plain(e.Action), e.RecordedAt)
 	}
 	if v.Outcome == receipt.Verified {
@@ -80,7 +110,9 @@ func (v *verification) print(w io.Writer) {
 		}
 		fmt.Fprintf(w, "Checked: %s.\n", strings.Join(done, ", "))
 	}
-	fmt.Fprintln(w, "Not checked:")
+	if len(v.NotChecked) > 0 {
+		fmt.Fprintln(w, "Not checked:")
+	}
 	for _, s := range v.NotChecked {
 		fmt.Fprintf(w, "  - %s\n", plain(s))
 	}
