@@ -31,6 +31,7 @@ func (a *app) progress(what string, total int64, bytes bool) (add func(int64), d
 		o = append(o, progressbar.OptionShowBytes(true))
 	}
 	bar := progressbar.NewOptions64(total, o...)
+	bar.StartWithoutRender() // else its clock starts with the first bytes that it is told of, and shows terabytes a second
 	start := time.Now()
 	var waiting atomic.Int64
 	add = func(n int64) {
