@@ -77,6 +77,7 @@ func (c *Client) Trace(ctx context.Context, log string, start []Ref, o TraceOpti
 		c: c, st: st, o: o, artifacts: map[Ref]*Artifact{}, runs: map[lineage.ID]*Run{}, statements: map[uint64]bool{}, edges: map[edgeKey]bool{},
 		g: &Graph{
 			Log: st.name, Origin: st.origin, TreeSize: p.size, Checkpoint: string(p.note), entries: map[uint64]found{},
+			Start: []string{}, Artifacts: []*Artifact{}, Runs: []*Run{}, Statements: []*Statement{}, Edges: []Edge{}, Entries: []TraceEntry{}, // never null in JSON
 			NotProven: []string{"completeness: that there are no further entries about these artifacts is the server's word"},
 		},
 	}
