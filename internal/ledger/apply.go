@@ -88,7 +88,11 @@ type applyScratch struct{ key []byte }
 // together with the applied record, and is published only after the store has it.
 func (l *Ledger) Apply(entries []LogEntry) []any {
 	results := make([]any, len(entries))
-	w := l.newWriter()
+	bytes := 0
+	for i := range entries {
+		bytes += len(entries[i].Data)
+	}
+	w := l.newWriter(bytes)
 	for i := range entries {
 		e := &entries[i]
 		if err := l.Quarantined(); err != nil {
@@ -120,7 +124,8 @@ func (l *Ledger) Apply(entries []LogEntry) []any {
 // writer is the work of one Apply call. Its maps shadow the published state until commit.
 type writer struct {
 	l        *Ledger
-	batch    *pebble.Batch
+	batch    *pebble.Batch // nil until something is written
+	bytes    int           // expected size of the batch
 	applied  appliedRecord
 	edges    map[uint32]*merkle.Edge
 	trees    map[uint32]*Tree
@@ -132,11 +137,23 @@ type writer struct {
 	newLocal string
 }
 
-func (l *Ledger) newWriter() *writer {
+// newWriter returns the writer of an Apply call for commands of so many bytes: the batch that it makes is about as large.
+func (l *Ledger) newWriter(bytes int) *writer {
 	return &writer{
-		l: l, batch: l.db.NewBatch(), applied: l.applied, local: l.local,
+		l: l, bytes: bytes, applied: l.applied, local: l.local,
 		edges: map[uint32]*merkle.Edge{}, trees: map[uint32]*Tree{}, registry: map[uint32]Log{},
 	}
+}
+
+// maxBatchKept is the size up to which a batch's memory is used again: a few commands of 1 MiB that were applied together.
+const maxBatchKept = 4 << 20
+
+// open returns the batch, beginning one if there is none.
+func (w *writer) open() *pebble.Batch {
+	if w.batch == nil {
+		w.batch = w.l.db.NewBatchWithSize(w.bytes+4096, pebble.WithMaxRetainedSizeBytes(maxBatchKept))
+	}
+	return w.batch
 }
 
 // section is a section of a command that has been recomputed and found right.
@@ -337,7 +354,7 @@ func (w *writer) put(s *section) error {
 	key := w.l.scratch.key
 	for i := range s.tiles {
 		key = appendTileKey(key[:0], s.Log, s.tiles[i].ID)
-		op := w.batch.SetDeferred(len(key), merkle.TileWidth*merkle.HashSize)
+		op := w.open().SetDeferred(len(key), merkle.TileWidth*merkle.HashSize)
 		copy(op.Key, key)
 		for j := range s.tiles[i].Hashes {
 			copy(op.Value[j*merkle.HashSize:], s.tiles[i].Hashes[j][:])
@@ -349,7 +366,7 @@ func (w *writer) put(s *section) error {
 	for i := range s.Entries {
 		e := &s.Entries[i]
 		key = appendEventKey(key[:0], s.Log, e.EventID, e.Principal)
-		op := w.batch.SetDeferred(len(key), 8)
+		op := w.open().SetDeferred(len(key), 8)
 		copy(op.Key, key)
 		binary.BigEndian.PutUint64(op.Value, first+uint64(i))
 		if err := op.Finish(); err != nil {
@@ -359,7 +376,7 @@ func (w *writer) put(s *section) error {
 	w.l.scratch.key = key
 	w.edges[s.Log] = s.edge
 	w.trees[s.Log] = &Tree{l: w.l, log: s.Log, head: s.head, view: s.edge.View()}
-	return w.batch.Set(logKey(tagHead, s.Log), s.head.encode(), nil)
+	return w.open().Set(logKey(tagHead, s.Log), s.head.encode(), nil)
 }
 
 func (w *writer) putChunk(tag byte, s *section, i int) error {
@@ -374,7 +391,7 @@ func (w *writer) putChunk(tag byte, s *section, i int) error {
 	}
 	key := appendChunkKey(w.l.scratch.key[:0], tag, s.Log, s.Before.Size+uint64(i))
 	w.l.scratch.key = key
-	op := w.batch.SetDeferred(len(key), size)
+	op := w.open().SetDeferred(len(key), size)
 	copy(op.Key, key)
 	v := op.Value[:0]
 	for j := range entries {
@@ -393,14 +410,10 @@ func (w *writer) putChunk(tag byte, s *section, i int) error {
 // commit writes the batch and publishes what it holds. The writer can go on afterwards with an empty batch.
 func (w *writer) commit() {
 	if !w.dirty {
-		if err := w.batch.Close(); err != nil {
-			w.l.o.Die("the state store fails", err)
-		}
-		w.batch = w.l.db.NewBatch()
 		return
 	}
 	l := w.l
-	err := w.batch.Set(appliedKey, w.applied.encode(), nil)
+	err := w.open().Set(appliedKey, w.applied.encode(), nil)
 	for n, g := range w.registry {
 		if err == nil {
 			err = w.batch.Set(logKey(tagRegistry, n), g.encode(), nil)
@@ -411,6 +424,9 @@ func (w *writer) commit() {
 	}
 	if err == nil {
 		err = w.batch.Commit(pebble.NoSync)
+	}
+	if err == nil {
+		err = w.batch.Close() // its memory is used again
 	}
 	if err != nil {
 		// A local failure must not become a decision: the replicas would differ.
@@ -429,7 +445,7 @@ func (w *writer) commit() {
 	close(l.changed)
 	l.changed = make(chan struct{})
 	l.mu.Unlock()
-	w.batch, w.dirty = l.db.NewBatch(), false
+	w.batch, w.dirty = nil, false
 	clear(w.registry)
 }
 

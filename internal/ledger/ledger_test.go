@@ -451,7 +451,7 @@ func TestDamagedEdgeHeals(t *testing.T) {
 			} else {
 				// The second command of a call meets a damaged edge that the first left: the batch has to be written before it is read.
 				s.add(s.good(3).encoded())
-				w := l.newWriter()
+				w := l.newWriter(0)
 				if o, err := w.command(&s.entries[at]); err != nil || o.Decision != Accepted {
 					t.Fatal(o, err)
 				}

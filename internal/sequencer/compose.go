@@ -3,6 +3,7 @@ package sequencer
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/ledger"
@@ -134,6 +135,7 @@ func (b *builder) add(p *pending) error {
 	if !p.state.CompareAndSwap(stateQueued, stateTaken) {
 		return errGone
 	}
+	x.entries = slices.Grow(x.entries, len(entries))
 	for i, j := 0, 0; i < len(recorded); i++ {
 		if !recorded[i].Duplicate {
 			recorded[i].Index = x.spec.head.Size
