@@ -41,6 +41,10 @@ type Artifact struct {
 	MediaType string   `json:"mediaType,omitempty"`
 	Size      int64    `json:"size,omitempty"` // bytes
 	Depth     int      `json:"depth"`          // steps from the start
+
+	// UsedBy are the indexes of entries that have it as an input: of what the trace starts from only, so that what nobody made, but
+	// somebody used, is not said to be unknown.
+	UsedBy []uint64 `json:"usedBy,omitempty"`
 }
 
 // Run is a run with all its events.

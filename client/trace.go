@@ -220,6 +220,9 @@ func (t *tracer) expand(ctx context.Context, level []*Artifact, depth int) ([]*A
 			}
 			a.describe(f)
 			if f.role == lineage.Input {
+				if a.Depth == 0 && !slices.Contains(a.UsedBy, e.Index) {
+					a.UsedBy = append(a.UsedBy, e.Index)
+				}
 				continue
 			}
 			if e.Leaf.Kind == lineage.KindRun {

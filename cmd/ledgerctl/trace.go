@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -85,14 +86,19 @@ func (a *app) orDirectory(ctx context.Context, s *session, x *artifactArg, ref c
 }
 
 func (a *app) printTrace(g *client.Graph) error {
-	unknown := len(g.Entries) == 0
+	unknown := len(g.Entries) == 0 && !slices.ContainsFunc(g.Artifacts, func(x *client.Artifact) bool { return len(x.UsedBy) > 0 })
 	if a.json() {
 		if err := a.printJSON(g); err != nil {
 			return err
 		}
 	} else if !unknown {
 		drawTree(a.stdout, g, lines(a.stdout))
-		fmt.Fprintf(a.stdout, "\n%s verified at tree size %d of %s\n", count(len(g.Entries), "entry"), g.TreeSize, plain(g.Origin))
+		if len(g.Entries) == 0 {
+			fmt.Fprintf(a.stdout, "\nNothing is recorded about where it comes from. It was used by %s.\n", usedBy(g))
+		}
+		if n := len(g.Entries); n > 0 {
+			fmt.Fprintf(a.stdout, "\n%s verified at tree size %d of %s\n", count(n, "entry"), g.TreeSize, plain(g.Origin))
+		}
 		for _, s := range g.NotProven {
 			fmt.Fprintf(a.stdout, "not proven: %s\n", s)
 		}
@@ -104,6 +110,27 @@ func (a *app) printTrace(g *client.Graph) error {
 		return fmt.Errorf("nothing is recorded about %s: %w", strings.Join(g.Start, ", "), client.ErrNotFound)
 	}
 	return nil
+}
+
+// maxUsers is how many users of an artifact a trace names.
+const maxUsers = 10
+
+// usedBy names the entries that used what the trace starts from.
+func usedBy(g *client.Graph) string {
+	var users []uint64
+	for _, x := range g.Artifacts {
+		users = append(users, x.UsedBy...)
+	}
+	slices.Sort(users)
+	users = slices.Compact(users)
+	var s []string
+	for _, i := range users[:min(len(users), maxUsers)] {
+		s = append(s, fmt.Sprint(i))
+	}
+	if n := len(users) - maxUsers; n > 0 {
+		s = append(s, fmt.Sprintf("and %d more", n))
+	}
+	return "entry " + strings.Join(s, ", ")
 }
 
 // branches are the strokes of a tree: last and other branch, and what goes on beside later lines.
