@@ -253,6 +253,9 @@ func checkCaller(principal string, authn lineage.Authn) error {
 
 // submit queues p and waits for its reply.
 func (s *Sequencer) submit(ctx context.Context, p *pending) reply {
+	if err := ctx.Err(); err != nil { // a select below might find the queue ready first
+		return reply{err: fmt.Errorf("%w: %w", ErrNotApplied, err)}
+	}
 	if err := s.o.Ledger.Quarantined(); err != nil {
 		return reply{err: fmt.Errorf("%w: %w", ErrNotApplied, err)}
 	}
