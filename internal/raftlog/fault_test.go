@@ -114,7 +114,7 @@ func failedWrite(t *testing.T, before model, st step, kind errorfs.OpKind, nth i
 	}
 	var fs vfs.FS
 	if written {
-		fs = &tamperFS{FS: mem,
+		fs = &tamperFS{FS: mem, dataOnly: true,
 			write: func(f vfs.File, name string, p []byte, off int64) (int, error) {
 				n, err := f.WriteAt(p, off)
 				if hit(errorfs.OpFileWriteAt, name) {
