@@ -38,9 +38,10 @@ type logState struct {
 	known     *record
 	knownSize uint64
 
-	// Fixed by the first contact.
+	// Fixed by the first contact. met is what was remembered then, nil if nothing was.
 	origin string
 	policy *receipt.Policy
+	met    *record
 
 	mu        sync.Mutex
 	ready     bool
@@ -167,6 +168,7 @@ func (c *Client) contact(ctx context.Context, st *logState) error {
 	if err != nil {
 		return err
 	}
+	st.met = known
 	st.history, st.known = newHistory(first), known // knownSize stays 0: first is no smaller
 	if !remembers {
 		return nil

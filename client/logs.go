@@ -60,20 +60,36 @@ func (c *Client) Remembered(log string) (cp Checkpoint, ok bool, err error) {
 	if err != nil || places.Logs[log] == "" {
 		return Checkpoint{}, false, err
 	}
-	path := c.memory.recordPath(places.Logs[log])
 	r, err := c.memory.record(places.Logs[log])
 	if err != nil || r == nil {
 		return Checkpoint{}, false, err
 	}
+	cp, err = c.memory.checkpoint(r)
+	return cp, err == nil, err
+}
+
+// Extended returns the checkpoint that was remembered of a log when this client first contacted it, under whatever name the ledger went
+// then; ok is false if none was. What the log shows since is proven to extend it.
+func (c *Client) Extended(ctx context.Context, log string) (cp Checkpoint, ok bool, err error) {
+	st, err := c.log(ctx, log)
+	if err != nil || st.met == nil {
+		return Checkpoint{}, false, err
+	}
+	cp, err = c.memory.checkpoint(st.met)
+	return cp, err == nil, err
+}
+
+// checkpoint opens what a record remembers.
+func (m *memory) checkpoint(r *record) (Checkpoint, error) {
 	v, err := checkpoint.NewVerifier(r.VKey)
 	if err != nil {
-		return Checkpoint{}, false, damaged(path, err)
+		return Checkpoint{}, damaged(m.recordPath(r.Origin), err)
 	}
 	p, err := checkpoint.Open([]byte(r.Checkpoint), v)
 	if err != nil {
-		return Checkpoint{}, false, damaged(path, err)
+		return Checkpoint{}, damaged(m.recordPath(r.Origin), err)
 	}
-	return Checkpoint{Origin: p.Origin, Size: p.Size, Root: p.Root, Note: []byte(r.Checkpoint)}, true, nil
+	return Checkpoint{Origin: p.Origin, Size: p.Size, Root: p.Root, Note: []byte(r.Checkpoint)}, nil
 }
 
 // Log is a log as the server describes it. Nothing of it is verified: the operations on a log verify what they rest on.

@@ -264,6 +264,34 @@ func TestRemembered(t *testing.T) {
 	}
 }
 
+// What is remembered of a log counts wherever the log is met again.
+func TestExtendedUnderAnotherName(t *testing.T) {
+	l := newLedger(t)
+	o := Options{StateDir: t.TempDir(), Target: "here"}
+	c := l.dial(o)
+	if _, ok, err := c.Extended(t.Context(), ""); ok || err != nil {
+		t.Fatalf("nothing was remembered yet: %v, %v", ok, err)
+	}
+	if _, err := c.Append(t.Context(), "", event("a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want, _, err := l.dial(o).Remembered("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Target = "there"
+	moved := l.dial(o)
+	if _, err := moved.Append(t.Context(), "", event("b")); err != nil {
+		t.Fatal(err)
+	}
+	if got, ok, err := moved.Extended(t.Context(), ""); !ok || err != nil || got.Origin != want.Origin || got.Size != want.Size || got.Root != want.Root {
+		t.Errorf("met again: %+v, %v, %v; want %+v", got, ok, err, want)
+	}
+}
+
 // Processes of one user share the memory. However their updates fall, it only moves forward.
 func TestMemoryNeverGoesBack(t *testing.T) {
 	l := newLedger(t)

@@ -20,7 +20,7 @@ VERIFIED (exit code 1).`,
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.withLedger(c.Context(), false, func(s *session) error {
-				before, known, err := s.Remembered(a.log)
+				before, known, err := s.Extended(c.Context(), a.log)
 				if err != nil {
 					return err
 				}
@@ -28,7 +28,6 @@ VERIFIED (exit code 1).`,
 				if err != nil {
 					return err
 				}
-				known = known && before.Origin == now.Origin // else it is of a ledger that --new-ledger gave up
 				outcome := "verified"
 				if !known {
 					outcome = "unknown"
