@@ -182,19 +182,29 @@ func (l *logs) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
+func (l *logs) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // opened is a node whose death is noticed.
 type opened struct {
 	*Node
 	logs    *logs
 	mu      sync.Mutex
 	dead    string
-	onDeath func() // may be nil
+	died    chan struct{} // closed with dead
+	onDeath func()        // may be nil
 }
 
 func openStorm(ctx context.Context, fs vfs.FS, edit func(*Config)) (*opened, error) {
-	o := &opened{logs: &logs{}}
+	o := &opened{logs: &logs{}, died: make(chan struct{})}
 	c := stormConfig(fs, slog.New(slog.NewTextHandler(o.logs, &slog.HandlerOptions{Level: slog.LevelWarn})), func(reason string, err error) {
 		o.mu.Lock()
+		if o.dead == "" {
+			close(o.died)
+		}
 		o.dead = fmt.Sprintf("%s: %v", reason, err)
 		if o.onDeath != nil {
 			o.onDeath()
@@ -205,9 +215,20 @@ func openStorm(ctx context.Context, fs vfs.FS, edit func(*Config)) (*opened, err
 	if edit != nil {
 		edit(&c)
 	}
+	// A node may die while it opens, on the goroutine that opens it, which then goes no further.
 	var err error
-	if o.Node, err = Open(ctx, c); err != nil {
-		return nil, fmt.Errorf("open: %w\n%s", err, o.logs.b.String())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		o.Node, err = Open(ctx, c)
+	}()
+	select {
+	case <-done:
+	case <-o.died:
+		return nil, fmt.Errorf("open: %w\n%s", o.death(), o.logs.text())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open: %w\n%s", err, o.logs.text())
 	}
 	return o, nil
 }
@@ -232,7 +253,7 @@ func checkDisk(fs vfs.FS, known *history, config func(*Config)) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("%w\n%s", err, n.logs.b.String())
+			err = fmt.Errorf("%w\n%s", err, n.logs.text())
 		}
 		err = errors.Join(err, n.Close(ctx), n.death())
 	}()
@@ -394,7 +415,7 @@ func (s *storm) run(rounds int) error {
 		n.mu.Unlock()
 		for round := 0; round < rounds && !s.stopped() && n.death() == nil; round++ {
 			if err := s.round(ctx, n, restart*rounds+round); err != nil {
-				s.fail(fmt.Errorf("restart %d, round %d: %w\n%s", restart, round, err, n.logs.b.String()))
+				s.fail(fmt.Errorf("restart %d, round %d: %w\n%s", restart, round, err, n.logs.text()))
 			}
 		}
 		if err := errors.Join(n.Close(ctx), n.death()); err != nil {
