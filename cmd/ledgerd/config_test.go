@@ -37,7 +37,7 @@ func TestDefaultsAreValid(t *testing.T) {
 	if err != nil || len(strange) != 0 {
 		t.Fatalf("err %v, strange %q", err, strange)
 	}
-	if c != Defaults() {
+	if !reflect.DeepEqual(c, Defaults()) {
 		t.Errorf("got %+v, want the defaults", c)
 	}
 }
@@ -46,18 +46,35 @@ func TestDefaultsAreValid(t *testing.T) {
 func TestPrecedence(t *testing.T) {
 	cert, key := writeKeyPair(t)
 	valid := map[string][3]string{ // three valid texts, none the default: for file, environment, flag
-		"data":             {"/a", "/b", "/c"},
-		"grpc-address":     {"127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"},
-		"http-address":     {"127.0.0.1:4", "127.0.0.1:5", "off"},
-		"tls-cert":         {cert, cert, cert},
-		"tls-key":          {key, key, key},
-		"insecure":         {"true", "true", "true"},
-		"origin-host":      {"a.example", "b.example", "c.example"},
-		"lock-timeout":     {"1s", "2s", "3s"},
-		"shutdown-timeout": {"1s", "2s", "3s"},
-		"log-format":       {"json", "json", "json"},
-		"log-level":        {"debug", "warn", "error"},
-		"address-file":     {"/a", "/b", "/c"},
+		"data":              {"/a", "/b", "/c"},
+		"grpc-address":      {"127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"},
+		"http-address":      {"127.0.0.1:4", "127.0.0.1:5", "off"},
+		"tls-cert":          {cert, cert, cert},
+		"tls-key":           {key, key, key},
+		"insecure":          {"true", "true", "true"},
+		"origin-host":       {"a.example", "b.example", "c.example"},
+		"lock-timeout":      {"1s", "2s", "3s"},
+		"shutdown-timeout":  {"1s", "2s", "3s"},
+		"log-format":        {"json", "json", "json"},
+		"log-level":         {"debug", "warn", "error"},
+		"address-file":      {"/a", "/b", "/c"},
+		"peer-address":      {"127.0.0.1:6", "127.0.0.1:7", "127.0.0.1:8"},
+		"advertise-peer":    {"a.example:1", "b.example:1", "c.example:1"},
+		"advertise-grpc":    {"a.example:1", "b.example:1", "c.example:1"},
+		"peer-cert":         {"/a", "/b", "/c"},
+		"peer-key":          {"/a", "/b", "/c"},
+		"peer-ca":           {"/a", "/b", "/c"},
+		"members":           {"a.example:1", "a.example:1, b.example:1", "c.example:1,a.example:1"},
+		"join":              {"a.example:1", "a.example:1,b.example:2", "c.example:1"},
+		"join-as":           {"nonvoter", "nonvoter", "nonvoter"},
+		"secret-file":       {"/a", "/b", "/c"},
+		"key-dir":           {"/a", "/b", "/c"},
+		"heartbeat-timeout": {"1s", "2s", "3s"},
+		"otlp-endpoint":     {"a:1", "b:1", "c:1"},
+	}
+	// What goes together.
+	peers := map[string]string{
+		"peer-address": "127.0.0.1:5", "advertise-peer": "a.example:1", "peer-cert": "/z", "peer-key": "/z", "peer-ca": "/z",
 	}
 	for _, s := range settings() {
 		texts, ok := valid[s.key]
@@ -79,16 +96,26 @@ func TestPrecedence(t *testing.T) {
 			file = "tls-key: " + key + "\n"
 		case "tls-key":
 			file = "tls-cert: " + cert + "\n"
+		case "peer-address", "advertise-peer", "peer-cert", "peer-key", "peer-ca", "members", "join":
+			for other, text := range peers {
+				if other != s.key {
+					file += other + ": " + text + "\n"
+				}
+			}
 		}
 		defaults := Defaults()
-		if want(texts[0]) == s.value(&defaults) {
+		if reflect.DeepEqual(want(texts[0]), s.value(&defaults)) {
 			t.Errorf("%s: the test's value is the default and proves nothing", s.key)
 		}
 		for i, name := range []string{"file", "environment", "flag"} {
 			var args []string
 			switch i {
 			case 0:
-				file += s.key + ": " + texts[0] + "\n"
+				text := texts[0]
+				if _, list := s.value(&defaults).([]string); list {
+					text = "[" + text + "]"
+				}
+				file += s.key + ": " + text + "\n"
 			case 1:
 				environ = append(environ, s.env+"="+texts[1])
 			case 2:
@@ -98,7 +125,7 @@ func TestPrecedence(t *testing.T) {
 			if err != nil || len(strange) != 0 {
 				t.Errorf("%s from the %s: err %v, strange %q", s.key, name, err, strange)
 			}
-			if got := s.value(&c); got != want(texts[i]) {
+			if got := s.value(&c); !reflect.DeepEqual(got, want(texts[i])) {
 				t.Errorf("%s from the %s: got %v, want %v", s.key, name, got, want(texts[i]))
 			}
 		}
@@ -127,7 +154,7 @@ func TestUnknownKeys(t *testing.T) {
 	if want := []string{"LEDGERD_DTA", "LEDGERD_PORT"}; !reflect.DeepEqual(strange, want) {
 		t.Errorf("strange variables: got %q, want %q", strange, want)
 	}
-	if c, _, err := loaded(t, "# nothing\n", nil); err != nil || c != Defaults() {
+	if c, _, err := loaded(t, "# nothing\n", nil); err != nil || !reflect.DeepEqual(c, Defaults()) {
 		t.Errorf("a file of comments: %+v, %v", c, err)
 	}
 }
@@ -182,6 +209,7 @@ func TestPrintConfigParsesBack(t *testing.T) {
 	c := Config{
 		Data: "/päth: with # signs", GRPCAddress: "[::1]:1", HTTPAddress: off, Insecure: true, OriginHost: "x.example",
 		LockTimeout: 90 * time.Second, ShutdownTimeout: time.Millisecond, LogFormat: "json", LogLevel: "debug", AddressFile: "true",
+		PeerAddress: "h:1", Members: []string{"h:1", "[::1]:2"}, Join: []string{"x:1"},
 	}
 	for _, want := range []Config{Defaults(), c} {
 		var b bytes.Buffer
@@ -192,7 +220,7 @@ func TestPrintConfigParsesBack(t *testing.T) {
 		if err := decode(b.Bytes(), &got); err != nil {
 			t.Fatalf("%v in\n%s", err, &b)
 		}
-		if got != want {
+		if !reflect.DeepEqual(got, want) {
 			t.Errorf("got %+v, want %+v, from\n%s", got, want, &b)
 		}
 		for _, s := range settings() {
@@ -221,7 +249,7 @@ func TestManualNamesTheDefault(t *testing.T) {
 		if err := s.set(&d, text); err != nil {
 			t.Errorf("%s: %v", s.key, err)
 		}
-		if s.value(&d) != s.value(&c) {
+		if !reflect.DeepEqual(s.value(&d), s.value(&c)) {
 			t.Errorf("%s: the manual says %v, the default is %v", s.key, s.value(&d), s.value(&c))
 		}
 	}
@@ -237,7 +265,7 @@ func TestExampleConfig(t *testing.T) {
 	if err := decode(text, &c); err != nil {
 		t.Fatal(err)
 	}
-	if c == Defaults() {
+	if reflect.DeepEqual(c, Defaults()) {
 		t.Error("the example says nothing")
 	}
 	c.TLSCert, c.TLSKey = writeKeyPair(t)

@@ -77,6 +77,13 @@ func (s setting) set(c *Config, text string) error {
 	switch v := reflect.ValueOf(c).Elem().Field(s.field).Addr().Interface().(type) {
 	case *string:
 		*v = text
+	case *[]string:
+		*v = nil
+		for item := range strings.SplitSeq(text, ",") {
+			if item = strings.TrimSpace(item); item != "" {
+				*v = append(*v, item)
+			}
+		}
 	case *bool:
 		b, err := strconv.ParseBool(text)
 		if err != nil {
@@ -112,12 +119,18 @@ func flags(fs *pflag.FlagSet, all []setting, c *Config) map[string]*given {
 	typed := make(map[string]*given, len(all))
 	for _, s := range all {
 		g := &given{kind: reflect.TypeOf(s.value(c)).String()}
-		if g.kind == "time.Duration" {
+		switch g.kind {
+		case "time.Duration":
 			g.kind = "duration"
+		case "[]string":
+			g.kind = "list"
 		}
 		first, _, _ := strings.Cut(strings.ReplaceAll(s.manual, "\n", " "), ". ")
 		f := fs.VarPF(g, s.key, "", strings.TrimSuffix(first, ".")+" ["+s.env+"]")
 		f.DefValue = fmt.Sprint(s.value(c))
+		if g.kind == "list" {
+			f.DefValue = ""
+		}
 		if g.kind == "bool" {
 			f.NoOptDefVal = "true"
 		}
@@ -193,6 +206,11 @@ func decode(text []byte, c *Config) error {
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return errors.New("has more than one YAML document")
+	}
+	for _, list := range []*[]string{&next.Members, &next.Join} {
+		if len(*list) == 0 {
+			*list = nil // an empty list and none are the same setting
+		}
 	}
 	*c = next
 	return nil
