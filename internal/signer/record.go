@@ -33,8 +33,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // openRecord opens or creates the record of an origin. A file with no valid slot is an error: what was signed is not known.
 func openRecord(fs vfs.FS, dir, origin string) (*record, signed, error) {
-	sum := sha256.Sum256([]byte(origin))
-	name := fs.PathJoin(dir, hex.EncodeToString(sum[:16]))
+	name := fs.PathJoin(dir, RecordName(origin))
 	r := &record{origin: origin}
 	if _, err := fs.Stat(name); errors.Is(err, os.ErrNotExist) {
 		return r, signed{}, r.create(fs, dir, name)
@@ -50,17 +49,58 @@ func openRecord(fs vfs.FS, dir, origin string) (*record, signed, error) {
 	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, signed{}, errors.Join(fmt.Errorf("signer record of %s: %w", origin, err), f.Close())
 	}
-	var last signed
-	found := false
+	last, found := r.newest(b)
+	if !found {
+		return nil, signed{}, errors.Join(fmt.Errorf("signer record of %s in %s is damaged: what was signed is not known; restore it from a copy of this directory or start a new origin", origin, name), f.Close())
+	}
+	return r, last, nil
+}
+
+// newest returns the valid slot of the higher generation.
+func (r *record) newest(b []byte) (last signed, found bool) {
 	for slot := range 2 {
 		if generation, s, ok := r.decode(b[slot*slotDistance:]); ok && (!found || generation > r.generation) {
 			r.generation, last, found = generation, s, true
 		}
 	}
-	if !found {
-		return nil, signed{}, errors.Join(fmt.Errorf("signer record of %s in %s is damaged: what was signed is not known; restore it from a copy of this directory or start a new origin", origin, name), f.Close())
+	return last, found
+}
+
+// RecordName is the name of the file with the record of an origin.
+func RecordName(origin string) string {
+	sum := sha256.Sum256([]byte(origin))
+	return hex.EncodeToString(sum[:16])
+}
+
+// ErrRecord means that a record of what was signed is damaged.
+var ErrRecord = errors.New("the signer's record is damaged")
+
+// ReadRecord returns the largest size that was signed for an origin, with its root, as the record in a directory of records says: at most
+// 100 ms of signing behind what was signed before an unclean stop. ok is false if nothing is recorded. It changes nothing. The error wraps
+// ErrRecord when the record is damaged.
+func ReadRecord(fs vfs.FS, dir, origin string) (size uint64, root merkle.Hash, ok bool, err error) {
+	name := fs.PathJoin(dir, RecordName(origin))
+	f, err := fs.Open(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, root, false, nil
 	}
-	return r, last, nil
+	if err != nil {
+		return 0, root, false, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, recordBytes+1))
+	if err != nil {
+		return 0, root, false, fmt.Errorf("%s: %w", name, err)
+	}
+	r := &record{origin: origin}
+	if len(b) < slotDistance+slotBytes {
+		return 0, root, false, fmt.Errorf("%w: %s has %d bytes", ErrRecord, name, len(b))
+	}
+	last, found := r.newest(b)
+	if !found {
+		return 0, root, false, fmt.Errorf("%w: no slot of %s, of %s, is valid", ErrRecord, name, origin)
+	}
+	return last.size, last.root, true, nil
 }
 
 // create makes a whole file under another name first, so that a crash leaves either no record or a valid one.

@@ -5,12 +5,11 @@
 // signs nothing for an origin until the tree has reached the recorded size with the recorded root: a node whose state went back, or was
 // swapped, stays silent. The record is a lower bound, so being behind costs nothing but a later alarm.
 //
-// Private keys are never in raft, in a store or in a backup. A log's Ed25519 seed is derived from the node's 32-byte secret.
+// Private keys are never in raft, in a store or in a backup. A log's Ed25519 key is in a file of its own, or is derived from the node's
+// 32-byte secret. A node may have neither: it then signs nothing for that log.
 package signer
 
 import (
-	"crypto/hkdf"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -42,9 +41,12 @@ var (
 
 // Options of a signer.
 type Options struct {
-	FS     vfs.FS
-	Dir    string // for the records of what was signed
-	Secret [SecretBytes]byte
+	FS  vfs.FS
+	Dir string // for the records of what was signed
+	// Secret is what log keys are derived from; nil on a node that has none.
+	Secret *[SecretBytes]byte
+	// KeyDir holds private keys, one a file *.key that nobody else may read, see [ParseKey]; "" for none. A key file wins over the secret.
+	KeyDir string
 	// Tree returns the size of the current tree of an origin, and its root at an earlier size.
 	Tree   func(origin string) (size uint64, rootAt func(uint64) (merkle.Hash, error), err error)
 	Logger *slog.Logger
@@ -55,6 +57,7 @@ type Options struct {
 // Signer holds the keys of all logs of a node. It may be used from any goroutine.
 type Signer struct {
 	o    Options
+	keys *keys
 	stop chan struct{}
 	done chan struct{}
 
@@ -85,36 +88,36 @@ type signed struct {
 	root merkle.Hash
 }
 
-// Open prepares the directory of records. Nothing is read until a log is first used.
+// Open reads the key files and prepares the directory of records. No record is read until its log is first used.
 func Open(o Options) (*Signer, error) {
+	keys, err := openKeys(o)
+	if err != nil {
+		return nil, fmt.Errorf("signer: %w", err)
+	}
 	if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("signer: %w", err)
 	}
 	if err := syncDir(o.FS, o.FS.PathDir(o.Dir)); err != nil {
 		return nil, fmt.Errorf("signer: %w", err)
 	}
-	s := &Signer{o: o, stop: make(chan struct{}), done: make(chan struct{}), logs: map[string]*logSigner{}}
+	s := &Signer{o: o, keys: keys, stop: make(chan struct{}), done: make(chan struct{}), logs: map[string]*logSigner{}}
 	go s.persistLoop()
 	return s, nil
 }
 
-// VKey returns the signed-note verifier key of an origin.
+// VKey returns the signed-note verifier key of an origin. The error wraps ErrNoKey when this node has no key of it.
 func (s *Signer) VKey(origin string) (string, error) {
-	k, err := s.derive(origin)
+	k, err := s.keys.key(origin)
 	if err != nil {
 		return "", err
 	}
 	return k.VKey(), nil
 }
 
-// derive computes the key of an origin: HKDF-SHA-256 (RFC 5869) of the secret, info = tag || origin || NUL || generation.
-func (s *Signer) derive(origin string) (*checkpoint.Key, error) {
-	const generation = "1"
-	seed, err := hkdf.Key(sha256.New, s.o.Secret[:], nil, seedTag+origin+"\x00"+generation, 32)
-	if err != nil {
-		return nil, fmt.Errorf("derive the key of %s: %w", origin, err)
-	}
-	return checkpoint.NewKey(origin, (*[32]byte)(seed))
+// Has reports whether this node can sign for an origin under the verifier key with which its log was made.
+func (s *Signer) Has(origin, vkey string) bool {
+	got, err := s.VKey(origin)
+	return err == nil && got == vkey
 }
 
 func (s *Signer) log(origin string) (*logSigner, error) {
@@ -123,7 +126,7 @@ func (s *Signer) log(origin string) (*logSigner, error) {
 	if l := s.logs[origin]; l != nil {
 		return l, nil
 	}
-	key, err := s.derive(origin)
+	key, err := s.keys.key(origin)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +141,7 @@ func (s *Signer) log(origin string) (*logSigner, error) {
 
 // Checkpoint returns the signed note over (origin, size, root). Recent ones are kept; a new one costs one Ed25519 signature. Whatever
 // the caller believes, root is compared with what this node's tree has at that size, a second computation from stored tiles (H14), and a
-// node that does not serve its trees, being quarantined, signs nothing (S13). Errors wrap ErrFork or ErrBehind, or are those of Tree.
+// node that does not serve its trees, being quarantined, signs nothing (S13). Errors wrap ErrNoKey, ErrFork or ErrBehind, or are those of Tree.
 func (s *Signer) Checkpoint(origin string, size uint64, root merkle.Hash) ([]byte, error) {
 	treeSize, rootAt, err := s.o.Tree(origin)
 	if err != nil {

@@ -102,7 +102,7 @@ const origin = "example.org/ledger/lineage/main"
 func (w *world) open(t *testing.T, fs vfs.FS) *Signer {
 	t.Helper()
 	s, err := Open(Options{
-		FS: fs, Dir: "node/signer", Secret: [SecretBytes]byte{1, 2, 3}, Tree: w.tree, Logger: slog.New(slog.DiscardHandler),
+		FS: fs, Dir: "node/signer", Secret: &[SecretBytes]byte{1, 2, 3}, Tree: w.tree, Logger: slog.New(slog.DiscardHandler),
 		Die: func(reason string, err error) {
 			w.mu.Lock()
 			w.dead = append(w.dead, fmt.Sprintf("%s: %v", reason, err))
@@ -170,7 +170,7 @@ func TestCheckpoint(t *testing.T) {
 	mustClose(t, s)
 	other := w.open(t, vfs.NewMem())
 	defer mustClose(t, other)
-	other.o.Secret[0]++
+	other.keys.secret[0]++
 	if k, _ := other.VKey(origin); k == vkey {
 		t.Error("another secret gives the same key")
 	}
