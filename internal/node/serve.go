@@ -20,7 +20,8 @@ import (
 func (n *Node) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 	s := grpc.NewServer(append(rpc.ServerOptions(n.c.Logger, n.rpcMetrics), extra...)...)
 	service := rpc.New(rpc.Options{
-		Ledger: n.ledger, Appender: n.sequencer, Checkpoints: n.signer, Finder: n.ledger, Identify: n.identify, Logger: n.c.Logger,
+		Backend:  &rpc.Backend{Ledger: n.ledger, Appender: n.sequencer, Checkpoints: n.signer, Finder: n.ledger},
+		Identify: n.identify, Logger: n.c.Logger,
 	})
 	service.Register(s)
 	n.mu.Lock()

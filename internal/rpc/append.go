@@ -2,9 +2,11 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/provledger/provledger/client/eventpb"
@@ -18,10 +20,63 @@ import (
 
 // Append implements the method of the service.
 func (s *Service) Append(ctx context.Context, r *ledgerv1.AppendRequest) (*ledgerv1.AppendResponse, error) {
+	resp, _, err := lead(ctx, s, leading[*ledgerv1.AppendResponse]{
+		again: true, // under the same event id: it has one answer
+		local: func(ctx context.Context) (*ledgerv1.AppendResponse, error) {
+			return here(ctx, s, r, (*Backend).appendOne)
+		},
+		remote: there[ledgerv1.AppendResponse](ledgerv1.LedgerService_Append_FullMethodName, r),
+	})
+	return resp, err
+}
+
+// BatchAppend implements the method of the service.
+func (s *Service) BatchAppend(ctx context.Context, r *ledgerv1.BatchAppendRequest) (*ledgerv1.BatchAppendResponse, error) {
+	resp, _, err := lead(ctx, s, leading[*ledgerv1.BatchAppendResponse]{
+		again: true,
+		local: func(ctx context.Context) (*ledgerv1.BatchAppendResponse, error) {
+			return here(ctx, s, r, (*Backend).appendBatch)
+		},
+		remote: there[ledgerv1.BatchAppendResponse](ledgerv1.LedgerService_BatchAppend_FullMethodName, r),
+	})
+	return resp, err
+}
+
+// caller is who makes a call, and how that is known.
+type caller struct {
+	principal string
+	authn     lineage.Authn
+}
+
+// here makes a change on this node.
+func here[Q, R any](ctx context.Context, s *Service, r Q, f func(*Backend, context.Context, caller, Q) (R, error)) (resp R, err error) {
+	b, ctx, release, err := s.held.acquire(ctx, callUnary)
+	if err != nil {
+		return resp, err
+	}
+	defer release()
+	var who caller
+	if who.principal, who.authn, err = s.o.Identify(ctx); err != nil {
+		return resp, err
+	}
+	return f(b, ctx, who, r)
+}
+
+// there makes a change on another node.
+func there[R any, P interface {
+	*R
+	proto.Message
+}](method string, r proto.Message) func(context.Context, grpc.ClientConnInterface) (P, error) {
+	return func(ctx context.Context, cc grpc.ClientConnInterface) (P, error) {
+		return forward[R, P](ctx, cc, method, r)
+	}
+}
+
+func (b *Backend) appendOne(ctx context.Context, who caller, r *ledgerv1.AppendRequest) (*ledgerv1.AppendResponse, error) {
 	if r.GetEvent() == nil {
 		return nil, invalid("event", "is required")
 	}
-	out, err := s.append(ctx, r.GetLog(), []*ledgerv1.Event{r.GetEvent()}, proto.Size(r))
+	out, err := b.append(ctx, who, r.GetLog(), []*ledgerv1.Event{r.GetEvent()}, proto.Size(r))
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +86,7 @@ func (s *Service) Append(ctx context.Context, r *ledgerv1.AppendRequest) (*ledge
 	if err != nil {
 		return nil, unproven(err)
 	}
-	note, err := s.checkpointOf(out.Tree)
+	note, err := b.checkpointOf(out.Tree)
 	if err != nil {
 		return nil, unproven(err)
 	}
@@ -44,9 +99,8 @@ func (s *Service) Append(ctx context.Context, r *ledgerv1.AppendRequest) (*ledge
 	}, nil
 }
 
-// BatchAppend implements the method of the service.
-func (s *Service) BatchAppend(ctx context.Context, r *ledgerv1.BatchAppendRequest) (*ledgerv1.BatchAppendResponse, error) {
-	out, err := s.append(ctx, r.GetLog(), r.GetEvents(), proto.Size(r))
+func (b *Backend) appendBatch(ctx context.Context, who caller, r *ledgerv1.BatchAppendRequest) (*ledgerv1.BatchAppendResponse, error) {
+	out, err := b.append(ctx, who, r.GetLog(), r.GetEvents(), proto.Size(r))
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +118,7 @@ func (s *Service) BatchAppend(ctx context.Context, r *ledgerv1.BatchAppendReques
 	if resp.Runs, err = proveRuns(out); err != nil {
 		return nil, unproven(err)
 	}
-	if resp.Checkpoint, err = s.checkpointOf(out.Tree); err != nil {
+	if resp.Checkpoint, err = b.checkpointOf(out.Tree); err != nil {
 		return nil, unproven(err)
 	}
 	return resp, nil
@@ -73,23 +127,21 @@ func (s *Service) BatchAppend(ctx context.Context, r *ledgerv1.BatchAppendReques
 // unproven says that the events are recorded and no receipt could be made. To the caller that is an unknown outcome: sending them again
 // under the same ids tells.
 func unproven(err error) error {
-	return fmt.Errorf("%w: recorded, but no receipt can be given: %w", sequencer.ErrUnknown, err)
+	return fmt.Errorf("%w: %w: %w", sequencer.ErrUnknown, errUnproven, err)
 }
 
-func (s *Service) append(ctx context.Context, log string, messages []*ledgerv1.Event, size int) (*sequencer.Result, error) {
+var errUnproven = errors.New("recorded, but no receipt can be given")
+
+func (b *Backend) append(ctx context.Context, who caller, log string, messages []*ledgerv1.Event, size int) (*sequencer.Result, error) {
 	if n := len(messages); n == 0 || n > ledger.MaxCommandEntries {
 		return nil, invalid("events", fmt.Sprintf("%d; a request has 1 to %d", n, ledger.MaxCommandEntries))
 	}
-	g, err := s.o.Ledger.LogByName(log)
+	g, err := b.Ledger.LogByName(log)
 	if err != nil {
 		return nil, err
 	}
 	if g.Number == ledger.SystemLog {
 		return nil, invalid("log", "the system log is written by the ledger itself")
-	}
-	principal, authn, err := s.o.Identify(ctx)
-	if err != nil {
-		return nil, err
 	}
 	events := make([]*lineage.Event, len(messages))
 	for i, m := range messages {
@@ -97,7 +149,7 @@ func (s *Service) append(ctx context.Context, log string, messages []*ledgerv1.E
 			return nil, within(i, len(messages), err)
 		}
 	}
-	out, err := s.o.Appender.Append(ctx, sequencer.Request{Log: g.Number, Events: events, Principal: principal, Authn: authn, Size: size})
+	out, err := b.Appender.Append(ctx, sequencer.Request{Log: g.Number, Events: events, Principal: who.principal, Authn: who.authn, Size: size})
 	if err != nil {
 		return nil, err
 	}

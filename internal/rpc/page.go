@@ -30,17 +30,33 @@ func (p position) token() string {
 	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%c.%d.%d.%d.%d", p.kind, p.log, p.query, p.next, p.size))
 }
 
+// parseToken reverses token.
+func parseToken(token string) (q position, ok bool) {
+	b, err := base64.RawURLEncoding.DecodeString(token)
+	if err == nil && len(token) <= maxTokenBytes {
+		_, err = fmt.Sscanf(string(b), "%c.%d.%d.%d.%d", &q.kind, &q.log, &q.query, &q.next, &q.size)
+	}
+	return q, err == nil && q.token() == token
+}
+
+// tokenSize returns the tree size that a token was made at; 0 if it names none.
+func tokenSize(token string) uint64 {
+	if token == "" {
+		return 0
+	}
+	if q, ok := parseToken(token); ok && q.kind != pageLogs {
+		return q.size
+	}
+	return 0
+}
+
 // resume takes next and size from a token of the same kind of request on the same log; an empty token changes nothing.
 func (p *position) resume(token string, current uint64) error {
 	if token == "" {
 		return nil
 	}
-	var q position
-	b, err := base64.RawURLEncoding.DecodeString(token)
-	if err == nil && len(token) <= maxTokenBytes {
-		_, err = fmt.Sscanf(string(b), "%c.%d.%d.%d.%d", &q.kind, &q.log, &q.query, &q.next, &q.size)
-	}
-	if err != nil || q.token() != token || q.kind != p.kind || q.log != p.log || q.query != p.query || q.next > q.size || q.kind != pageLogs && q.size > current {
+	q, ok := parseToken(token)
+	if !ok || q.kind != p.kind || q.log != p.log || q.query != p.query || q.next > q.size || q.kind != pageLogs && q.size > current {
 		return invalid("page_token", "is not one that this request got; start again without it")
 	}
 	*p = q

@@ -12,12 +12,12 @@ import (
 )
 
 // receipt proves a stored entry, read with its body, in a tree.
-func (s *Service) receipt(e *ledger.Entry, t *ledger.Tree, skipBody bool) (*ledgerv1.Receipt, error) {
+func (b *Backend) receipt(e *ledger.Entry, t *ledger.Tree, skipBody bool) (*ledgerv1.Receipt, error) {
 	hashes, err := merkle.ProveInclusion(e.Index, t.Head().Size, t)
 	if err != nil {
 		return nil, err
 	}
-	note, err := s.checkpointOf(t)
+	note, err := b.checkpointOf(t)
 	if err != nil {
 		return nil, err
 	}
@@ -48,17 +48,16 @@ func sizeOrCurrent(field string, size, current uint64) (uint64, error) {
 }
 
 // signedAt returns the root of a tree at a size, and the signed note over it.
-func (s *Service) signedAt(g ledger.Log, t *ledger.Tree, size uint64) (root merkle.Hash, note []byte, err error) {
+func (b *Backend) signedAt(g ledger.Log, t *ledger.Tree, size uint64) (root merkle.Hash, note []byte, err error) {
 	if root, err = t.RootAt(size); err != nil {
 		return root, nil, err
 	}
-	note, err = s.o.Checkpoints.Checkpoint(g.Origin, size, root)
+	note, err = b.Checkpoints.Checkpoint(g.Origin, size, root)
 	return root, note, err
 }
 
-// GetInclusionProof implements the method of the service.
-func (s *Service) GetInclusionProof(ctx context.Context, r *ledgerv1.GetInclusionProofRequest) (*ledgerv1.GetInclusionProofResponse, error) {
-	g, t, err := s.tree(r.GetLog())
+func (b *Backend) getInclusionProof(ctx context.Context, r *ledgerv1.GetInclusionProofRequest) (*ledgerv1.GetInclusionProofResponse, error) {
+	g, t, err := b.tree(r.GetLog())
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +65,7 @@ func (s *Service) GetInclusionProof(ctx context.Context, r *ledgerv1.GetInclusio
 	if err != nil {
 		return nil, err
 	}
-	index, err := s.selected(ctx, g.Number, r.GetEntry())
+	index, err := b.selected(ctx, g.Number, r.GetEntry())
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +76,7 @@ func (s *Service) GetInclusionProof(ctx context.Context, r *ledgerv1.GetInclusio
 	if err != nil {
 		return nil, err
 	}
-	root, note, err := s.signedAt(g, t, size)
+	root, note, err := b.signedAt(g, t, size)
 	if err != nil {
 		return nil, err
 	}
@@ -100,9 +99,8 @@ func leafHash(index uint64, t *ledger.Tree) (merkle.Hash, error) {
 	return tile[at], nil
 }
 
-// GetConsistencyProof implements the method of the service.
-func (s *Service) GetConsistencyProof(_ context.Context, r *ledgerv1.GetConsistencyProofRequest) (*ledgerv1.GetConsistencyProofResponse, error) {
-	g, t, err := s.tree(r.GetLog())
+func (b *Backend) getConsistencyProof(_ context.Context, r *ledgerv1.GetConsistencyProofRequest) (*ledgerv1.GetConsistencyProofResponse, error) {
+	g, t, err := b.tree(r.GetLog())
 	if err != nil {
 		return nil, err
 	}
@@ -120,22 +118,21 @@ func (s *Service) GetConsistencyProof(_ context.Context, r *ledgerv1.GetConsiste
 	if err != nil {
 		return nil, err
 	}
-	_, note, err := s.signedAt(g, t, second)
+	_, note, err := b.signedAt(g, t, second)
 	if err != nil {
 		return nil, err
 	}
 	return &ledgerv1.GetConsistencyProofResponse{FirstSize: r.GetFirstSize(), SecondSize: second, Hashes: hashBytes(hashes), Checkpoint: note}, nil
 }
 
-// GetCheckpoint implements the method of the service.
-func (s *Service) GetCheckpoint(_ context.Context, r *ledgerv1.GetCheckpointRequest) (*ledgerv1.GetCheckpointResponse, error) {
-	_, t, err := s.tree(r.GetLog())
+func (b *Backend) getCheckpoint(_ context.Context, r *ledgerv1.GetCheckpointRequest) (*ledgerv1.GetCheckpointResponse, error) {
+	_, t, err := b.tree(r.GetLog())
 	if err != nil {
 		return nil, err
 	}
-	note, err := s.checkpointOf(t)
+	note, err := b.checkpointOf(t)
 	if err != nil {
 		return nil, err
 	}
-	return &ledgerv1.GetCheckpointResponse{Checkpoint: note}, nil
+	return &ledgerv1.GetCheckpointResponse{Checkpoint: note, TreeSize: t.Head().Size}, nil
 }

@@ -7,8 +7,6 @@ import (
 	"hash/fnv"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/ledger"
@@ -16,25 +14,25 @@ import (
 	ledgerv1 "github.com/provledger/provledger/proto/ledger/v1"
 )
 
-// GetEntry implements the method of the service.
-func (s *Service) GetEntry(ctx context.Context, r *ledgerv1.GetEntryRequest) (*ledgerv1.GetEntryResponse, error) {
-	g, err := s.o.Ledger.LogByName(r.GetLog())
+func (b *Backend) getEntry(ctx context.Context, r *ledgerv1.GetEntryRequest) (*ledgerv1.GetEntryResponse, error) {
+	g, t, err := b.tree(r.GetLog())
 	if err != nil {
 		return nil, err
 	}
-	index, err := s.selected(ctx, g.Number, r.GetEntry())
+	index, err := b.selected(ctx, g.Number, r.GetEntry())
 	if err != nil {
 		return nil, err
 	}
-	e, err := s.o.Ledger.Entry(g.Number, index, true)
+	e, err := b.Ledger.Entry(g.Number, index, true)
 	if err != nil {
 		return nil, err
 	}
-	return &ledgerv1.GetEntryResponse{Entry: entryMessage(&e, r.GetSkipBody())}, nil
+	size := max(t.Head().Size, index+1) // it may have been recorded after the tree was taken
+	return &ledgerv1.GetEntryResponse{Entry: entryMessage(&e, r.GetSkipBody()), TreeSize: size}, nil
 }
 
 // selected resolves an entry selector to an index.
-func (s *Service) selected(ctx context.Context, log uint32, sel *ledgerv1.EntrySelector) (uint64, error) {
+func (b *Backend) selected(ctx context.Context, log uint32, sel *ledgerv1.EntrySelector) (uint64, error) {
 	switch by := sel.GetBy().(type) {
 	case *ledgerv1.EntrySelector_Index:
 		return by.Index, nil
@@ -42,13 +40,13 @@ func (s *Service) selected(ctx context.Context, log uint32, sel *ledgerv1.EntryS
 		if len(by.LeafHash) != merkle.HashSize {
 			return 0, invalid("entry.leaf_hash", fmt.Sprintf("has %d bytes, not %d", len(by.LeafHash), merkle.HashSize))
 		}
-		return s.o.Finder.ByLeafHash(ctx, log, merkle.Hash(by.LeafHash))
+		return b.Finder.ByLeafHash(ctx, log, merkle.Hash(by.LeafHash))
 	case *ledgerv1.EntrySelector_EventId:
 		id, err := lineage.ParseID(by.EventId)
 		if err != nil {
 			return 0, invalid("entry.event_id", err.Error())
 		}
-		indexes, err := s.o.Ledger.ByEventID(log, id)
+		indexes, err := b.Ledger.ByEventID(log, id)
 		if err != nil {
 			return 0, err
 		}
@@ -108,9 +106,8 @@ func (c *collector) add(e *ledger.Entry) error {
 	return nil
 }
 
-// ListEntries implements the method of the service.
-func (s *Service) ListEntries(_ context.Context, r *ledgerv1.ListEntriesRequest) (*ledgerv1.ListEntriesResponse, error) {
-	g, t, err := s.tree(r.GetLog())
+func (b *Backend) listEntries(_ context.Context, r *ledgerv1.ListEntriesRequest) (*ledgerv1.ListEntriesResponse, error) {
+	g, t, err := b.tree(r.GetLog())
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +121,7 @@ func (s *Service) ListEntries(_ context.Context, r *ledgerv1.ListEntriesRequest)
 	}
 	c := collector{most: size, skipBody: r.GetSkipBody(), next: at.next}
 	if at.next < at.size {
-		err = s.o.Ledger.Entries(g.Number, at.next, at.size, !r.GetSkipBody(), c.add)
+		err = b.Ledger.Entries(g.Number, at.next, at.size, !r.GetSkipBody(), c.add)
 		if err != nil && !errors.Is(err, errPageFull) {
 			return nil, err
 		}
@@ -137,9 +134,8 @@ func (s *Service) ListEntries(_ context.Context, r *ledgerv1.ListEntriesRequest)
 	return resp, nil
 }
 
-// StreamEntries implements the method of the service.
-func (s *Service) StreamEntries(r *ledgerv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[ledgerv1.StreamEntriesResponse]) error {
-	g, t, err := s.tree(r.GetLog())
+func (b *Backend) streamEntries(ctx context.Context, r *ledgerv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[ledgerv1.StreamEntriesResponse]) error {
+	g, t, err := b.tree(r.GetLog())
 	if err != nil {
 		return err
 	}
@@ -154,20 +150,20 @@ func (s *Service) StreamEntries(r *ledgerv1.StreamEntriesRequest, stream grpc.Se
 	if r.GetFirstIndex() > end {
 		return invalid("first_index", fmt.Sprintf("%d is after the end %d", r.GetFirstIndex(), end))
 	}
-	return s.sendRange(stream.Context(), g.Number, r.GetFirstIndex(), end, r.GetSkipBody(), func(entries []*ledgerv1.Entry) error {
-		return stream.Send(&ledgerv1.StreamEntriesResponse{Entries: entries})
+	return b.sendRange(ctx, g.Number, r.GetFirstIndex(), end, r.GetSkipBody(), func(entries []*ledgerv1.Entry) error {
+		return stream.Send(&ledgerv1.StreamEntriesResponse{Entries: entries, TreeSize: size})
 	})
 }
 
 // sendRange sends [first, end) in messages of bounded size. Each message is read by a walk of its own, so that a slow receiver does not
 // hold the store's iterators.
-func (s *Service) sendRange(ctx context.Context, log uint32, first, end uint64, skipBody bool, send func([]*ledgerv1.Entry) error) error {
+func (b *Backend) sendRange(ctx context.Context, log uint32, first, end uint64, skipBody bool, send func([]*ledgerv1.Entry) error) error {
 	for first < end {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		c := collector{most: maxPage, skipBody: skipBody, next: first}
-		if err := s.o.Ledger.Entries(log, first, end, !skipBody, c.add); err != nil && !errors.Is(err, errPageFull) {
+		if err := b.Ledger.Entries(log, first, end, !skipBody, c.add); err != nil && !errors.Is(err, errPageFull) {
 			return err
 		}
 		if err := send(c.entries); err != nil {
@@ -178,52 +174,35 @@ func (s *Service) sendRange(ctx context.Context, log uint32, first, end uint64, 
 	return nil
 }
 
-// errDraining ends a watch on a server that stops; the client goes on elsewhere, or here after the restart.
-var errDraining = status.Error(codes.Unavailable, "the server is stopping; watch again from the next index")
-
-// Watch implements the method of the service.
-func (s *Service) Watch(r *ledgerv1.WatchRequest, stream grpc.ServerStreamingServer[ledgerv1.WatchResponse]) error {
-	ctx, cancel := context.WithCancelCause(stream.Context())
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-s.draining:
-			cancel(errDraining)
-		case <-ctx.Done():
-		}
-	}()
+func (b *Backend) watch(ctx context.Context, r *ledgerv1.WatchRequest, stream grpc.ServerStreamingServer[ledgerv1.WatchResponse]) error {
 	first := r.GetFirstIndex()
 	for {
-		g, t, err := s.tree(r.GetLog())
+		g, t, err := b.tree(r.GetLog())
 		if err != nil {
 			return err
 		}
 		size := t.Head().Size
 		if first < size {
-			note, err := s.checkpointOf(t)
+			note, err := b.checkpointOf(t)
 			if err != nil {
 				return err
 			}
-			err = s.sendRange(ctx, g.Number, first, size, r.GetSkipBody(), func(entries []*ledgerv1.Entry) error {
-				return stream.Send(&ledgerv1.WatchResponse{Entries: entries, Checkpoint: note})
+			err = b.sendRange(ctx, g.Number, first, size, r.GetSkipBody(), func(entries []*ledgerv1.Entry) error {
+				return stream.Send(&ledgerv1.WatchResponse{Entries: entries, Checkpoint: note, TreeSize: size})
 			})
 			if err != nil {
 				return err
 			}
 			first = size
 		}
-		if err := s.o.Ledger.WaitSize(ctx, g.Number, first+1); err != nil {
-			if errors.Is(context.Cause(ctx), errDraining) {
-				return errDraining
-			}
+		if err := b.Ledger.WaitSize(ctx, g.Number, first+1); err != nil {
 			return err
 		}
 	}
 }
 
-// FindEntries implements the method of the service.
-func (s *Service) FindEntries(ctx context.Context, r *ledgerv1.FindEntriesRequest) (*ledgerv1.FindEntriesResponse, error) {
-	g, t, err := s.tree(r.GetLog())
+func (b *Backend) findEntries(ctx context.Context, r *ledgerv1.FindEntriesRequest) (*ledgerv1.FindEntriesResponse, error) {
+	g, t, err := b.tree(r.GetLog())
 	if err != nil {
 		return nil, err
 	}
@@ -242,7 +221,7 @@ func (s *Service) FindEntries(ctx context.Context, r *ledgerv1.FindEntriesReques
 	end := min(at.size, at.next+maxScan)
 	c := collector{most: size, skipBody: r.GetSkipBody(), next: at.next}
 	if at.next < end {
-		switch err := s.o.Finder.Find(ctx, g.Number, q, at.next, end, c.add); {
+		switch err := b.Finder.Find(ctx, g.Number, q, at.next, end, c.add); {
 		case errors.Is(err, errPageFull):
 			end = c.next
 		case err != nil:
@@ -322,27 +301,26 @@ func ids(field string, texts []string) (out []lineage.ID, err error) {
 	return out, nil
 }
 
-// GetReceipt implements the method of the service.
-func (s *Service) GetReceipt(ctx context.Context, r *ledgerv1.GetReceiptRequest) (*ledgerv1.GetReceiptResponse, error) {
-	g, t, err := s.tree(r.GetLog())
+func (b *Backend) getReceipt(ctx context.Context, r *ledgerv1.GetReceiptRequest) (*ledgerv1.GetReceiptResponse, error) {
+	g, t, err := b.tree(r.GetLog())
 	if err != nil {
 		return nil, err
 	}
-	index, err := s.selected(ctx, g.Number, r.GetEntry())
+	index, err := b.selected(ctx, g.Number, r.GetEntry())
 	if err != nil {
 		return nil, err
 	}
-	e, err := s.o.Ledger.Entry(g.Number, index, true)
+	e, err := b.Ledger.Entry(g.Number, index, true)
 	if err != nil {
 		return nil, err
 	}
 	if index >= t.Head().Size {
 		// Recorded after the tree was taken.
-		if t, err = s.o.Ledger.Tree(g.Number); err != nil {
+		if t, err = b.Ledger.Tree(g.Number); err != nil {
 			return nil, err
 		}
 	}
-	rec, err := s.receipt(&e, t, r.GetSkipBody())
+	rec, err := b.receipt(&e, t, r.GetSkipBody())
 	if err != nil {
 		return nil, err
 	}

@@ -1,12 +1,14 @@
 // Package rpc serves the ledger's gRPC API. It is the only place where the domain meets protobuf and status codes: it checks and limits
 // requests before anything is queued, turns results into messages and errors into statuses. A receipt leaves only when the signer has
 // signed the root that it leads to.
+//
+// Any node takes any call. What changes something goes to the leader, over the connection between nodes, again and again within the
+// caller's deadline until it has an answer or its outcome is known; what reads is answered here, as fresh as the request asks.
 package rpc
 
 import (
 	"context"
 	"log/slog"
-	"sync"
 
 	"google.golang.org/grpc"
 
@@ -37,50 +39,67 @@ type Finder interface {
 // Identity says who is calling.
 type Identity func(ctx context.Context) (principal string, authn lineage.Authn, err error)
 
-// Options of a service. All are required.
-type Options struct {
-	Ledger      *ledger.Ledger
-	Appender    Appender
-	Checkpoints Checkpointer
-	Finder      Finder
-	Identify    Identity
-	Logger      *slog.Logger
+// Router says where a call goes.
+type Router interface {
+	// Leader waits until a leader is known or ctx ends. local says that it is this node, else cc leads there. hint is the address at which
+	// clients reach it, empty if not known.
+	Leader(ctx context.Context) (local bool, cc grpc.ClientConnInterface, hint string, err error)
+	// ReadIndex returns a raft index that is at or above everything that was acknowledged, by whichever node, before the call.
+	ReadIndex(ctx context.Context) (uint64, error)
+	// WaitApplied returns when this node has applied everything up to a raft index.
+	WaitApplied(ctx context.Context, index uint64) error
 }
 
-// Service implements ledger.v1.LedgerService.
+// Options of a service.
+type Options struct {
+	// Backend may be nil: then the node is joining, until [Service.Swap].
+	Backend  *Backend
+	Identify Identity
+	Logger   *slog.Logger
+	// Router may be nil: a cluster of one that stays so. Then this node leads, and what it has applied is everything.
+	Router Router
+	// Cluster may be nil: then there is no ClusterService.
+	Cluster Cluster
+}
+
+// Service implements ledger.v1.LedgerService, and ClusterService by a type of its own.
 type Service struct {
 	ledgerv1.UnimplementedLedgerServiceServer
 
-	o        Options
-	draining chan struct{} // closed by Drain
-	drain    sync.Once
+	o    Options
+	held holder
 }
 
 // New returns a service.
-func New(o Options) *Service { return &Service{o: o, draining: make(chan struct{})} }
+func New(o Options) *Service {
+	return &Service{o: o, held: holder{backend: o.Backend, calls: make(map[*holding]struct{})}}
+}
 
-// Drain ends the watches, which would otherwise last as long as their clients like. Everything else goes on.
-func (s *Service) Drain() { s.drain.Do(func() { close(s.draining) }) }
-
-// Register adds the service to a server.
-func (s *Service) Register(r grpc.ServiceRegistrar) { ledgerv1.RegisterLedgerServiceServer(r, s) }
+// Register adds the services to a server: to that for clients and to that for other nodes, which pass calls on. Both need
+// [ServerOptions], whose interceptors turn errors into statuses.
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	ledgerv1.RegisterLedgerServiceServer(r, s)
+	if s.o.Cluster != nil {
+		ledgerv1.RegisterClusterServiceServer(r, &clusterService{s: s})
+	}
+}
 
 // checkpointOf returns the signed note over a tree.
-func (s *Service) checkpointOf(t *ledger.Tree) ([]byte, error) {
-	g, err := s.o.Ledger.LogByNumber(t.Log())
+func (b *Backend) checkpointOf(t *ledger.Tree) ([]byte, error) {
+	g, err := b.Ledger.LogByNumber(t.Log())
 	if err != nil {
 		return nil, err
 	}
 	h := t.Head()
-	return s.o.Checkpoints.Checkpoint(g.Origin, h.Size, h.Root)
+	return b.Checkpoints.Checkpoint(g.Origin, h.Size, h.Root)
 }
 
 // tree returns the published tree of a log by name.
-func (s *Service) tree(name string) (ledger.Log, *ledger.Tree, error) {
-	g, err := s.o.Ledger.LogByName(name)
+func (b *Backend) tree(name string) (ledger.Log, *ledger.Tree, error) {
+	g, err := b.Ledger.LogByName(name)
 	if err != nil {
 		return g, nil, err
 	}
-	t, err := s.o.Ledger.Tree(g.Number)
+	t, err := b.Ledger.Tree(g.Number)
 	return g, t, err
 }

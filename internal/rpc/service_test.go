@@ -362,7 +362,8 @@ func (r refusing) Checkpoint(string, uint64, merkle.Hash) ([]byte, error) { retu
 func custom(t *testing.T, n *node.Node, alter func(*rpc.Options)) (ledgerv1.LedgerServiceClient, *prometheus.Registry) {
 	t.Helper()
 	o := rpc.Options{
-		Ledger: n.Ledger(), Appender: n.Sequencer(), Checkpoints: n.Signer(), Finder: n.Ledger(), Logger: slog.New(slog.DiscardHandler),
+		Backend: &rpc.Backend{Ledger: n.Ledger(), Appender: n.Sequencer(), Checkpoints: n.Signer(), Finder: n.Ledger()},
+		Logger:  slog.New(slog.DiscardHandler),
 		Identify: func(context.Context) (string, lineage.Authn, error) {
 			return n.Ledger().LocalPrincipal(), lineage.AuthnNone, nil
 		},
@@ -378,7 +379,7 @@ func custom(t *testing.T, n *node.Node, alter func(*rpc.Options)) (ledgerv1.Ledg
 func TestNothingUnsignedLeaves(t *testing.T) {
 	n := openNode(t)
 	fill(t, serve(t, n.NewServer()), 5)
-	c, _ := custom(t, n, func(o *rpc.Options) { o.Checkpoints = refusing{signer.ErrFork} })
+	c, _ := custom(t, n, func(o *rpc.Options) { o.Backend.Checkpoints = refusing{signer.ErrFork} })
 	first := &ledgerv1.EntrySelector{By: &ledgerv1.EntrySelector_Index{}}
 	for name, do := range map[string]func() (any, error){
 		"Append": func() (any, error) { return c.Append(t.Context(), &ledgerv1.AppendRequest{Event: event(1)}) },
@@ -432,7 +433,7 @@ func (a appender) Append(ctx context.Context, r sequencer.Request) (*sequencer.R
 func TestPanic(t *testing.T) {
 	n := openNode(t)
 	c, reg := custom(t, n, func(o *rpc.Options) {
-		o.Appender = appender{do: func(context.Context, sequencer.Request) (*sequencer.Result, error) { panic("inside") }}
+		o.Backend.Appender = appender{do: func(context.Context, sequencer.Request) (*sequencer.Result, error) { panic("inside") }}
 	})
 	_, err := c.Append(t.Context(), &ledgerv1.AppendRequest{Event: event(1)})
 	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "inside") {
@@ -468,7 +469,7 @@ func TestAppendRequest(t *testing.T) {
 	var got sequencer.Request
 	c, _ := custom(t, n, func(o *rpc.Options) {
 		o.Identify = func(context.Context) (string, lineage.Authn, error) { return "test:someone", lineage.AuthnMTLS, nil }
-		o.Appender = appender{do: func(ctx context.Context, r sequencer.Request) (*sequencer.Result, error) {
+		o.Backend.Appender = appender{do: func(ctx context.Context, r sequencer.Request) (*sequencer.Result, error) {
 			if d, ok := ctx.Deadline(); !ok || time.Until(d) > 2*time.Minute {
 				t.Error("an append has no deadline")
 			}
@@ -525,7 +526,7 @@ func TestDrainEndsWatches(t *testing.T) {
 func TestReadsDoNotStarveWrites(t *testing.T) {
 	n := openNode(t)
 	f := blockingFinder{entered: make(chan struct{}, 1000)}
-	c, _ := custom(t, n, func(o *rpc.Options) { o.Finder = f })
+	c, _ := custom(t, n, func(o *rpc.Options) { o.Backend.Finder = f })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for range 100 {

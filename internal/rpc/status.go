@@ -27,10 +27,52 @@ const (
 	reasonQuarantined = "QUARANTINED"
 	reasonOverloaded  = "OVERLOADED"
 	reasonNotSigning  = "NOT_SIGNING"
+	reasonNoKey       = "NO_KEY"    // not applied: another node may have the log's key, and will lead
+	reasonBehind      = "BEHIND"    // the node has a smaller tree than the caller
+	reasonNotFound    = "NOT_FOUND" // metadata "tree_size" says at which size
+	reasonRefused     = "REFUSED"   // a change of the cluster
 )
 
-// overloadedRetry is the pause that an overloaded node asks for.
-const overloadedRetry = time.Second
+const (
+	// overloadedRetry is the pause that an overloaded node asks for.
+	overloadedRetry = time.Second
+	// shortRetry is the pause that a node asks for which waited for a leader in vain: an election takes a second or two.
+	shortRetry = 200 * time.Millisecond
+)
+
+// annotatedError is an error with metadata for its ErrorInfo.
+type annotatedError struct {
+	error
+	key, value string
+}
+
+func (e *annotatedError) Unwrap() error { return e.error }
+
+// annotate adds metadata to an error; an empty value says nothing.
+func annotate(err error, key, value string) error {
+	if err == nil || value == "" {
+		return err
+	}
+	return &annotatedError{err, key, value}
+}
+
+// annotations collects the metadata of an error.
+func annotations(err error) map[string]string {
+	var md map[string]string
+	for {
+		a, ok := errors.AsType[*annotatedError](err)
+		if !ok {
+			return md
+		}
+		if md == nil {
+			md = make(map[string]string)
+		}
+		if _, outer := md[a.key]; !outer {
+			md[a.key] = a.value
+		}
+		err = a.error
+	}
+}
 
 // invalid is an error about one field of a request.
 func invalid(field, reason string) error {
@@ -60,11 +102,14 @@ var classes = []struct {
 }{
 	// What is known about an append comes first, whatever went wrong.
 	{sequencer.ErrUnknown, codes.Unavailable, reasonUnknown},
+	{sequencer.ErrKey, codes.Unavailable, reasonNoKey},
+	{signer.ErrNoKey, codes.Unavailable, reasonNoKey},
 	{sequencer.ErrNotApplied, codes.Unavailable, reasonNotApplied},
 	{ledger.ErrQuarantined, codes.FailedPrecondition, reasonQuarantined},
 	{ledger.ErrConflict, codes.AlreadyExists, ""},
 	{ledger.ErrInvalid, codes.InvalidArgument, ""},
-	{ledger.ErrNotFound, codes.NotFound, ""},
+	{errBehind, codes.FailedPrecondition, reasonBehind},
+	{ledger.ErrNotFound, codes.NotFound, reasonNotFound},
 	{ledger.ErrOverloaded, codes.ResourceExhausted, reasonOverloaded},
 	{errBeyond, codes.FailedPrecondition, ""},
 	{signer.ErrFork, codes.FailedPrecondition, reasonNotSigning},
@@ -78,7 +123,7 @@ var classes = []struct {
 // caller. internal reports that.
 func toStatus(err error) (st *status.Status, internal bool) {
 	if st, ok := status.FromError(err); ok {
-		return st, false
+		return st, false // of another node, or made with its status
 	}
 	for _, c := range classes {
 		if !errors.Is(err, c.is) {
@@ -95,16 +140,28 @@ func toStatus(err error) (st *status.Status, internal bool) {
 	return status.New(codes.Internal, "internal error; the server's log has it"), true
 }
 
+// statusOf is an error as its status.
+func statusOf(err error) error {
+	if err == nil {
+		return nil
+	}
+	st, _ := toStatus(err)
+	return st.Err()
+}
+
 func withDetails(st *status.Status, err error, reason string) *status.Status {
 	var details []protoadapt.MessageV1
 	if f, ok := errors.AsType[*lineage.FieldError](err); ok {
 		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: f.Path, Description: f.Reason}}})
 	}
 	if reason != "" {
-		details = append(details, &errdetails.ErrorInfo{Reason: reason, Domain: errorDomain})
+		details = append(details, &errdetails.ErrorInfo{Reason: reason, Domain: errorDomain, Metadata: annotations(err)})
 	}
-	if reason == reasonOverloaded {
+	switch {
+	case reason == reasonOverloaded:
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(overloadedRetry)})
+	case st.Code() == codes.Unavailable && reason != "":
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(shortRetry)})
 	}
 	if len(details) == 0 {
 		return st

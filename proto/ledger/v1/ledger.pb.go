@@ -72,6 +72,63 @@ func (LogKind) EnumDescriptor() ([]byte, []int) {
 	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{0}
 }
 
+// How fresh the state must be that a read is answered from. Without, it is what the node has applied: stale perhaps, verifiable always.
+type ReadConsistency struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The log has at least this many entries in the answer: the largest tree that the caller has seen. The node waits until it has them; if
+	// it cannot get them the call fails with FAILED_PRECONDITION and reason BEHIND, whose metadata has "tree_size" and "min_size".
+	MinSize uint64 `protobuf:"varint,1,opt,name=min_size,json=minSize,proto3" json:"min_size,omitempty"`
+	// The answer has every append that was acknowledged, by any node, before the call began. Costs a round over a majority, which calls
+	// share; fails with UNAVAILABLE while there is none.
+	Linearizable  bool `protobuf:"varint,2,opt,name=linearizable,proto3" json:"linearizable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadConsistency) Reset() {
+	*x = ReadConsistency{}
+	mi := &file_ledger_v1_ledger_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadConsistency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadConsistency) ProtoMessage() {}
+
+func (x *ReadConsistency) ProtoReflect() protoreflect.Message {
+	mi := &file_ledger_v1_ledger_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadConsistency.ProtoReflect.Descriptor instead.
+func (*ReadConsistency) Descriptor() ([]byte, []int) {
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ReadConsistency) GetMinSize() uint64 {
+	if x != nil {
+		return x.MinSize
+	}
+	return 0
+}
+
+func (x *ReadConsistency) GetLinearizable() bool {
+	if x != nil {
+		return x.Linearizable
+	}
+	return false
+}
+
 type AppendRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Log           string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
@@ -82,7 +139,7 @@ type AppendRequest struct {
 
 func (x *AppendRequest) Reset() {
 	*x = AppendRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[0]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -94,7 +151,7 @@ func (x *AppendRequest) String() string {
 func (*AppendRequest) ProtoMessage() {}
 
 func (x *AppendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[0]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -107,7 +164,7 @@ func (x *AppendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRequest.ProtoReflect.Descriptor instead.
 func (*AppendRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{0}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *AppendRequest) GetLog() string {
@@ -140,7 +197,7 @@ type AppendResponse struct {
 
 func (x *AppendResponse) Reset() {
 	*x = AppendResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[1]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -152,7 +209,7 @@ func (x *AppendResponse) String() string {
 func (*AppendResponse) ProtoMessage() {}
 
 func (x *AppendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[1]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -165,7 +222,7 @@ func (x *AppendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendResponse.ProtoReflect.Descriptor instead.
 func (*AppendResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{1}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *AppendResponse) GetIndex() uint64 {
@@ -214,7 +271,7 @@ type BatchAppendRequest struct {
 
 func (x *BatchAppendRequest) Reset() {
 	*x = BatchAppendRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[2]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -226,7 +283,7 @@ func (x *BatchAppendRequest) String() string {
 func (*BatchAppendRequest) ProtoMessage() {}
 
 func (x *BatchAppendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[2]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -239,7 +296,7 @@ func (x *BatchAppendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchAppendRequest.ProtoReflect.Descriptor instead.
 func (*BatchAppendRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{2}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *BatchAppendRequest) GetLog() string {
@@ -271,7 +328,7 @@ type BatchAppendResponse struct {
 
 func (x *BatchAppendResponse) Reset() {
 	*x = BatchAppendResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[3]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +340,7 @@ func (x *BatchAppendResponse) String() string {
 func (*BatchAppendResponse) ProtoMessage() {}
 
 func (x *BatchAppendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[3]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,7 +353,7 @@ func (x *BatchAppendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchAppendResponse.ProtoReflect.Descriptor instead.
 func (*BatchAppendResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{3}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *BatchAppendResponse) GetResults() []*AppendResult {
@@ -340,7 +397,7 @@ type AppendResult struct {
 
 func (x *AppendResult) Reset() {
 	*x = AppendResult{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[4]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +409,7 @@ func (x *AppendResult) String() string {
 func (*AppendResult) ProtoMessage() {}
 
 func (x *AppendResult) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[4]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +422,7 @@ func (x *AppendResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendResult.ProtoReflect.Descriptor instead.
 func (*AppendResult) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{4}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AppendResult) GetIndex() uint64 {
@@ -411,7 +468,7 @@ type RunProof struct {
 
 func (x *RunProof) Reset() {
 	*x = RunProof{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[5]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -423,7 +480,7 @@ func (x *RunProof) String() string {
 func (*RunProof) ProtoMessage() {}
 
 func (x *RunProof) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[5]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -436,7 +493,7 @@ func (x *RunProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunProof.ProtoReflect.Descriptor instead.
 func (*RunProof) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{5}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RunProof) GetFirstIndex() uint64 {
@@ -482,7 +539,7 @@ type EntrySelector struct {
 
 func (x *EntrySelector) Reset() {
 	*x = EntrySelector{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[6]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +551,7 @@ func (x *EntrySelector) String() string {
 func (*EntrySelector) ProtoMessage() {}
 
 func (x *EntrySelector) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[6]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +564,7 @@ func (x *EntrySelector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntrySelector.ProtoReflect.Descriptor instead.
 func (*EntrySelector) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{6}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EntrySelector) GetBy() isEntrySelector_By {
@@ -573,14 +630,15 @@ type GetEntryRequest struct {
 	Log   string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
 	Entry *EntrySelector         `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
 	// Leave body content out.
-	SkipBody      bool `protobuf:"varint,3,opt,name=skip_body,json=skipBody,proto3" json:"skip_body,omitempty"`
+	SkipBody      bool             `protobuf:"varint,3,opt,name=skip_body,json=skipBody,proto3" json:"skip_body,omitempty"`
+	Consistency   *ReadConsistency `protobuf:"bytes,4,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetEntryRequest) Reset() {
 	*x = GetEntryRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[7]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +650,7 @@ func (x *GetEntryRequest) String() string {
 func (*GetEntryRequest) ProtoMessage() {}
 
 func (x *GetEntryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[7]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +663,7 @@ func (x *GetEntryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntryRequest.ProtoReflect.Descriptor instead.
 func (*GetEntryRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{7}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetEntryRequest) GetLog() string {
@@ -629,16 +687,25 @@ func (x *GetEntryRequest) GetSkipBody() bool {
 	return false
 }
 
+func (x *GetEntryRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 type GetEntryResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Entry         *Entry                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Entry *Entry                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	// Tree size at which the answer was evaluated.
+	TreeSize      uint64 `protobuf:"varint,2,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetEntryResponse) Reset() {
 	*x = GetEntryResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[8]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +717,7 @@ func (x *GetEntryResponse) String() string {
 func (*GetEntryResponse) ProtoMessage() {}
 
 func (x *GetEntryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[8]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +730,7 @@ func (x *GetEntryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEntryResponse.ProtoReflect.Descriptor instead.
 func (*GetEntryResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{8}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetEntryResponse) GetEntry() *Entry {
@@ -673,6 +740,13 @@ func (x *GetEntryResponse) GetEntry() *Entry {
 	return nil
 }
 
+func (x *GetEntryResponse) GetTreeSize() uint64 {
+	if x != nil {
+		return x.TreeSize
+	}
+	return 0
+}
+
 type ListEntriesRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Log        string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
@@ -680,15 +754,16 @@ type ListEntriesRequest struct {
 	// At most 1,000; 0 means 100. A page also ends at 3 MiB.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the previous page; wins over first_index.
-	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	SkipBody      bool   `protobuf:"varint,5,opt,name=skip_body,json=skipBody,proto3" json:"skip_body,omitempty"`
+	PageToken     string           `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	SkipBody      bool             `protobuf:"varint,5,opt,name=skip_body,json=skipBody,proto3" json:"skip_body,omitempty"`
+	Consistency   *ReadConsistency `protobuf:"bytes,6,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListEntriesRequest) Reset() {
 	*x = ListEntriesRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[9]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +775,7 @@ func (x *ListEntriesRequest) String() string {
 func (*ListEntriesRequest) ProtoMessage() {}
 
 func (x *ListEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[9]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +788,7 @@ func (x *ListEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEntriesRequest.ProtoReflect.Descriptor instead.
 func (*ListEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{9}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListEntriesRequest) GetLog() string {
@@ -751,6 +826,13 @@ func (x *ListEntriesRequest) GetSkipBody() bool {
 	return false
 }
 
+func (x *ListEntriesRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 type ListEntriesResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Entries []*Entry               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
@@ -764,7 +846,7 @@ type ListEntriesResponse struct {
 
 func (x *ListEntriesResponse) Reset() {
 	*x = ListEntriesResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[10]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +858,7 @@ func (x *ListEntriesResponse) String() string {
 func (*ListEntriesResponse) ProtoMessage() {}
 
 func (x *ListEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[10]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +871,7 @@ func (x *ListEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEntriesResponse.ProtoReflect.Descriptor instead.
 func (*ListEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{10}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListEntriesResponse) GetEntries() []*Entry {
@@ -818,15 +900,16 @@ type StreamEntriesRequest struct {
 	Log        string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
 	FirstIndex uint64                 `protobuf:"varint,2,opt,name=first_index,json=firstIndex,proto3" json:"first_index,omitempty"`
 	// Exclusive; 0 means the tree size at the start of the call.
-	EndIndex      uint64 `protobuf:"varint,3,opt,name=end_index,json=endIndex,proto3" json:"end_index,omitempty"`
-	SkipBody      bool   `protobuf:"varint,4,opt,name=skip_body,json=skipBody,proto3" json:"skip_body,omitempty"`
+	EndIndex      uint64           `protobuf:"varint,3,opt,name=end_index,json=endIndex,proto3" json:"end_index,omitempty"`
+	SkipBody      bool             `protobuf:"varint,4,opt,name=skip_body,json=skipBody,proto3" json:"skip_body,omitempty"`
+	Consistency   *ReadConsistency `protobuf:"bytes,5,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamEntriesRequest) Reset() {
 	*x = StreamEntriesRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[11]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +921,7 @@ func (x *StreamEntriesRequest) String() string {
 func (*StreamEntriesRequest) ProtoMessage() {}
 
 func (x *StreamEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[11]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +934,7 @@ func (x *StreamEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamEntriesRequest.ProtoReflect.Descriptor instead.
 func (*StreamEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{11}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StreamEntriesRequest) GetLog() string {
@@ -882,16 +965,25 @@ func (x *StreamEntriesRequest) GetSkipBody() bool {
 	return false
 }
 
+func (x *StreamEntriesRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 type StreamEntriesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Entries       []*Entry               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*Entry               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Tree size when the call began.
+	TreeSize      uint64 `protobuf:"varint,2,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamEntriesResponse) Reset() {
 	*x = StreamEntriesResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[12]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +995,7 @@ func (x *StreamEntriesResponse) String() string {
 func (*StreamEntriesResponse) ProtoMessage() {}
 
 func (x *StreamEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[12]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1008,7 @@ func (x *StreamEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamEntriesResponse.ProtoReflect.Descriptor instead.
 func (*StreamEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{12}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StreamEntriesResponse) GetEntries() []*Entry {
@@ -924,6 +1016,13 @@ func (x *StreamEntriesResponse) GetEntries() []*Entry {
 		return x.Entries
 	}
 	return nil
+}
+
+func (x *StreamEntriesResponse) GetTreeSize() uint64 {
+	if x != nil {
+		return x.TreeSize
+	}
+	return 0
 }
 
 // What to look for. All keys of one request are alternatives.
@@ -942,17 +1041,18 @@ type FindEntriesRequest struct {
 	// Also match entries that reference a directory whose recorded manifest lists one of the digests.
 	Members bool `protobuf:"varint,7,opt,name=members,proto3" json:"members,omitempty"`
 	// First index to look at.
-	FirstIndex    uint64 `protobuf:"varint,8,opt,name=first_index,json=firstIndex,proto3" json:"first_index,omitempty"`
-	PageSize      int32  `protobuf:"varint,9,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken     string `protobuf:"bytes,10,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	SkipBody      bool   `protobuf:"varint,11,opt,name=skip_body,json=skipBody,proto3" json:"skip_body,omitempty"`
+	FirstIndex    uint64           `protobuf:"varint,8,opt,name=first_index,json=firstIndex,proto3" json:"first_index,omitempty"`
+	PageSize      int32            `protobuf:"varint,9,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string           `protobuf:"bytes,10,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	SkipBody      bool             `protobuf:"varint,11,opt,name=skip_body,json=skipBody,proto3" json:"skip_body,omitempty"`
+	Consistency   *ReadConsistency `protobuf:"bytes,12,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FindEntriesRequest) Reset() {
 	*x = FindEntriesRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[13]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1064,7 @@ func (x *FindEntriesRequest) String() string {
 func (*FindEntriesRequest) ProtoMessage() {}
 
 func (x *FindEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[13]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1077,7 @@ func (x *FindEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindEntriesRequest.ProtoReflect.Descriptor instead.
 func (*FindEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{13}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FindEntriesRequest) GetLog() string {
@@ -1057,6 +1157,13 @@ func (x *FindEntriesRequest) GetSkipBody() bool {
 	return false
 }
 
+func (x *FindEntriesRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 type FindEntriesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*Entry               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
@@ -1069,7 +1176,7 @@ type FindEntriesResponse struct {
 
 func (x *FindEntriesResponse) Reset() {
 	*x = FindEntriesResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[14]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1188,7 @@ func (x *FindEntriesResponse) String() string {
 func (*FindEntriesResponse) ProtoMessage() {}
 
 func (x *FindEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[14]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1201,7 @@ func (x *FindEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindEntriesResponse.ProtoReflect.Descriptor instead.
 func (*FindEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{14}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FindEntriesResponse) GetEntries() []*Entry {
@@ -1123,13 +1230,14 @@ type GetReceiptRequest struct {
 	Log           string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
 	Entry         *EntrySelector         `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
 	SkipBody      bool                   `protobuf:"varint,3,opt,name=skip_body,json=skipBody,proto3" json:"skip_body,omitempty"`
+	Consistency   *ReadConsistency       `protobuf:"bytes,4,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetReceiptRequest) Reset() {
 	*x = GetReceiptRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[15]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1249,7 @@ func (x *GetReceiptRequest) String() string {
 func (*GetReceiptRequest) ProtoMessage() {}
 
 func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[15]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1262,7 @@ func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
 func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{15}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetReceiptRequest) GetLog() string {
@@ -1178,6 +1286,13 @@ func (x *GetReceiptRequest) GetSkipBody() bool {
 	return false
 }
 
+func (x *GetReceiptRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 type GetReceiptResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -1189,7 +1304,7 @@ type GetReceiptResponse struct {
 
 func (x *GetReceiptResponse) Reset() {
 	*x = GetReceiptResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[16]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1316,7 @@ func (x *GetReceiptResponse) String() string {
 func (*GetReceiptResponse) ProtoMessage() {}
 
 func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[16]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1329,7 @@ func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
 func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{16}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetReceiptResponse) GetIndex() uint64 {
@@ -1243,14 +1358,15 @@ type GetInclusionProofRequest struct {
 	Log   string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
 	Entry *EntrySelector         `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
 	// 0 means the current tree size.
-	TreeSize      uint64 `protobuf:"varint,3,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
+	TreeSize      uint64           `protobuf:"varint,3,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
+	Consistency   *ReadConsistency `protobuf:"bytes,4,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetInclusionProofRequest) Reset() {
 	*x = GetInclusionProofRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[17]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1378,7 @@ func (x *GetInclusionProofRequest) String() string {
 func (*GetInclusionProofRequest) ProtoMessage() {}
 
 func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[17]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1391,7 @@ func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofRequest.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{17}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetInclusionProofRequest) GetLog() string {
@@ -1299,6 +1415,13 @@ func (x *GetInclusionProofRequest) GetTreeSize() uint64 {
 	return 0
 }
 
+func (x *GetInclusionProofRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 type GetInclusionProofResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Index    uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -1314,7 +1437,7 @@ type GetInclusionProofResponse struct {
 
 func (x *GetInclusionProofResponse) Reset() {
 	*x = GetInclusionProofResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[18]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1449,7 @@ func (x *GetInclusionProofResponse) String() string {
 func (*GetInclusionProofResponse) ProtoMessage() {}
 
 func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[18]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1462,7 @@ func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofResponse.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{18}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetInclusionProofResponse) GetIndex() uint64 {
@@ -1389,14 +1512,15 @@ type GetConsistencyProofRequest struct {
 	Log       string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
 	FirstSize uint64                 `protobuf:"varint,2,opt,name=first_size,json=firstSize,proto3" json:"first_size,omitempty"`
 	// 0 means the current tree size.
-	SecondSize    uint64 `protobuf:"varint,3,opt,name=second_size,json=secondSize,proto3" json:"second_size,omitempty"`
+	SecondSize    uint64           `protobuf:"varint,3,opt,name=second_size,json=secondSize,proto3" json:"second_size,omitempty"`
+	Consistency   *ReadConsistency `protobuf:"bytes,4,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetConsistencyProofRequest) Reset() {
 	*x = GetConsistencyProofRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[19]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1532,7 @@ func (x *GetConsistencyProofRequest) String() string {
 func (*GetConsistencyProofRequest) ProtoMessage() {}
 
 func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[19]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1545,7 @@ func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{19}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetConsistencyProofRequest) GetLog() string {
@@ -1445,6 +1569,13 @@ func (x *GetConsistencyProofRequest) GetSecondSize() uint64 {
 	return 0
 }
 
+func (x *GetConsistencyProofRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 type GetConsistencyProofResponse struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	FirstSize  uint64                 `protobuf:"varint,1,opt,name=first_size,json=firstSize,proto3" json:"first_size,omitempty"`
@@ -1458,7 +1589,7 @@ type GetConsistencyProofResponse struct {
 
 func (x *GetConsistencyProofResponse) Reset() {
 	*x = GetConsistencyProofResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[20]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1601,7 @@ func (x *GetConsistencyProofResponse) String() string {
 func (*GetConsistencyProofResponse) ProtoMessage() {}
 
 func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[20]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1614,7 @@ func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{20}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetConsistencyProofResponse) GetFirstSize() uint64 {
@@ -1517,13 +1648,14 @@ func (x *GetConsistencyProofResponse) GetCheckpoint() []byte {
 type GetCheckpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Log           string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
+	Consistency   *ReadConsistency       `protobuf:"bytes,2,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[21]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1667,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[21]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1680,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{21}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetCheckpointRequest) GetLog() string {
@@ -1558,17 +1690,26 @@ func (x *GetCheckpointRequest) GetLog() string {
 	return ""
 }
 
+func (x *GetCheckpointRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 type GetCheckpointResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// C2SP signed note.
-	Checkpoint    []byte `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Checkpoint []byte `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// That of the checkpoint.
+	TreeSize      uint64 `protobuf:"varint,2,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[22]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1721,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[22]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1734,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{22}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -1603,18 +1744,26 @@ func (x *GetCheckpointResponse) GetCheckpoint() []byte {
 	return nil
 }
 
+func (x *GetCheckpointResponse) GetTreeSize() uint64 {
+	if x != nil {
+		return x.TreeSize
+	}
+	return 0
+}
+
 type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Log           string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
 	FirstIndex    uint64                 `protobuf:"varint,2,opt,name=first_index,json=firstIndex,proto3" json:"first_index,omitempty"`
 	SkipBody      bool                   `protobuf:"varint,3,opt,name=skip_body,json=skipBody,proto3" json:"skip_body,omitempty"`
+	Consistency   *ReadConsistency       `protobuf:"bytes,4,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[23]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1775,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[23]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1788,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{23}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchRequest) GetLog() string {
@@ -1663,18 +1812,27 @@ func (x *WatchRequest) GetSkipBody() bool {
 	return false
 }
 
+func (x *WatchRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 type WatchResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Entries []*Entry               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
 	// Signed checkpoint that covers the entries.
-	Checkpoint    []byte `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Checkpoint []byte `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// That of the checkpoint.
+	TreeSize      uint64 `protobuf:"varint,3,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[24]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1844,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[24]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1857,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{24}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchResponse) GetEntries() []*Entry {
@@ -1716,6 +1874,13 @@ func (x *WatchResponse) GetCheckpoint() []byte {
 	return nil
 }
 
+func (x *WatchResponse) GetTreeSize() uint64 {
+	if x != nil {
+		return x.TreeSize
+	}
+	return 0
+}
+
 type CreateLogRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Lowercase letters, digits, '-', '_' and '.', at most 63, starting with a letter or digit.
@@ -1726,7 +1891,7 @@ type CreateLogRequest struct {
 
 func (x *CreateLogRequest) Reset() {
 	*x = CreateLogRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[25]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1903,7 @@ func (x *CreateLogRequest) String() string {
 func (*CreateLogRequest) ProtoMessage() {}
 
 func (x *CreateLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[25]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1916,7 @@ func (x *CreateLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLogRequest.ProtoReflect.Descriptor instead.
 func (*CreateLogRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{25}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CreateLogRequest) GetName() string {
@@ -1770,7 +1935,7 @@ type CreateLogResponse struct {
 
 func (x *CreateLogResponse) Reset() {
 	*x = CreateLogResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[26]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +1947,7 @@ func (x *CreateLogResponse) String() string {
 func (*CreateLogResponse) ProtoMessage() {}
 
 func (x *CreateLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[26]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +1960,7 @@ func (x *CreateLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLogResponse.ProtoReflect.Descriptor instead.
 func (*CreateLogResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{26}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateLogResponse) GetLog() *Log {
@@ -1808,13 +1973,14 @@ func (x *CreateLogResponse) GetLog() *Log {
 type GetLogRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Consistency   *ReadConsistency       `protobuf:"bytes,2,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetLogRequest) Reset() {
 	*x = GetLogRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[27]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +1992,7 @@ func (x *GetLogRequest) String() string {
 func (*GetLogRequest) ProtoMessage() {}
 
 func (x *GetLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[27]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2005,7 @@ func (x *GetLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogRequest.ProtoReflect.Descriptor instead.
 func (*GetLogRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{27}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetLogRequest) GetName() string {
@@ -1847,6 +2013,13 @@ func (x *GetLogRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *GetLogRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
 }
 
 type GetLogResponse struct {
@@ -1858,7 +2031,7 @@ type GetLogResponse struct {
 
 func (x *GetLogResponse) Reset() {
 	*x = GetLogResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[28]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2043,7 @@ func (x *GetLogResponse) String() string {
 func (*GetLogResponse) ProtoMessage() {}
 
 func (x *GetLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[28]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2056,7 @@ func (x *GetLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogResponse.ProtoReflect.Descriptor instead.
 func (*GetLogResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{28}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetLogResponse) GetLog() *Log {
@@ -1894,16 +2067,18 @@ func (x *GetLogResponse) GetLog() *Log {
 }
 
 type ListLogsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	PageSize  int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// min_size is a size of the log "system", whose entries create logs.
+	Consistency   *ReadConsistency `protobuf:"bytes,3,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListLogsRequest) Reset() {
 	*x = ListLogsRequest{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[29]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2090,7 @@ func (x *ListLogsRequest) String() string {
 func (*ListLogsRequest) ProtoMessage() {}
 
 func (x *ListLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[29]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2103,7 @@ func (x *ListLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogsRequest.ProtoReflect.Descriptor instead.
 func (*ListLogsRequest) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{29}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListLogsRequest) GetPageSize() int32 {
@@ -1945,17 +2120,26 @@ func (x *ListLogsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListLogsRequest) GetConsistency() *ReadConsistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 type ListLogsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Logs          []*Log                 `protobuf:"bytes,1,rep,name=logs,proto3" json:"logs,omitempty"`
 	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Tree size of the log "system" at which the answer was evaluated.
+	TreeSize      uint64 `protobuf:"varint,3,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListLogsResponse) Reset() {
 	*x = ListLogsResponse{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[30]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2151,7 @@ func (x *ListLogsResponse) String() string {
 func (*ListLogsResponse) ProtoMessage() {}
 
 func (x *ListLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[30]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2164,7 @@ func (x *ListLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogsResponse.ProtoReflect.Descriptor instead.
 func (*ListLogsResponse) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{30}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListLogsResponse) GetLogs() []*Log {
@@ -1995,6 +2179,13 @@ func (x *ListLogsResponse) GetNextPageToken() string {
 		return x.NextPageToken
 	}
 	return ""
+}
+
+func (x *ListLogsResponse) GetTreeSize() uint64 {
+	if x != nil {
+		return x.TreeSize
+	}
+	return 0
 }
 
 type Log struct {
@@ -2013,7 +2204,7 @@ type Log struct {
 
 func (x *Log) Reset() {
 	*x = Log{}
-	mi := &file_ledger_v1_ledger_proto_msgTypes[31]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2216,7 @@ func (x *Log) String() string {
 func (*Log) ProtoMessage() {}
 
 func (x *Log) ProtoReflect() protoreflect.Message {
-	mi := &file_ledger_v1_ledger_proto_msgTypes[31]
+	mi := &file_ledger_v1_ledger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2229,7 @@ func (x *Log) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Log.ProtoReflect.Descriptor instead.
 func (*Log) Descriptor() ([]byte, []int) {
-	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{31}
+	return file_ledger_v1_ledger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Log) GetName() string {
@@ -2087,7 +2278,10 @@ var File_ledger_v1_ledger_proto protoreflect.FileDescriptor
 
 const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\n" +
-	"\x16ledger/v1/ledger.proto\x12\tledger.v1\x1a\x15ledger/v1/event.proto\"I\n" +
+	"\x16ledger/v1/ledger.proto\x12\tledger.v1\x1a\x15ledger/v1/event.proto\"P\n" +
+	"\x0fReadConsistency\x12\x19\n" +
+	"\bmin_size\x18\x01 \x01(\x04R\aminSize\x12\"\n" +
+	"\flinearizable\x18\x02 \x01(\bR\flinearizable\"I\n" +
 	"\rAppendRequest\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12&\n" +
 	"\x05event\x18\x02 \x01(\v2\x10.ledger.v1.EventR\x05event\"\xac\x01\n" +
@@ -2122,13 +2316,15 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04H\x00R\x05index\x12\x1d\n" +
 	"\tleaf_hash\x18\x02 \x01(\fH\x00R\bleafHash\x12\x1b\n" +
 	"\bevent_id\x18\x03 \x01(\tH\x00R\aeventIdB\x04\n" +
-	"\x02by\"p\n" +
+	"\x02by\"\xae\x01\n" +
 	"\x0fGetEntryRequest\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12.\n" +
 	"\x05entry\x18\x02 \x01(\v2\x18.ledger.v1.EntrySelectorR\x05entry\x12\x1b\n" +
-	"\tskip_body\x18\x03 \x01(\bR\bskipBody\":\n" +
+	"\tskip_body\x18\x03 \x01(\bR\bskipBody\x12<\n" +
+	"\vconsistency\x18\x04 \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"W\n" +
 	"\x10GetEntryResponse\x12&\n" +
-	"\x05entry\x18\x01 \x01(\v2\x10.ledger.v1.EntryR\x05entry\"\xa0\x01\n" +
+	"\x05entry\x18\x01 \x01(\v2\x10.ledger.v1.EntryR\x05entry\x12\x1b\n" +
+	"\ttree_size\x18\x02 \x01(\x04R\btreeSize\"\xde\x01\n" +
 	"\x12ListEntriesRequest\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x1f\n" +
 	"\vfirst_index\x18\x02 \x01(\x04R\n" +
@@ -2136,19 +2332,22 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x04 \x01(\tR\tpageToken\x12\x1b\n" +
-	"\tskip_body\x18\x05 \x01(\bR\bskipBody\"\x86\x01\n" +
+	"\tskip_body\x18\x05 \x01(\bR\bskipBody\x12<\n" +
+	"\vconsistency\x18\x06 \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"\x86\x01\n" +
 	"\x13ListEntriesResponse\x12*\n" +
 	"\aentries\x18\x01 \x03(\v2\x10.ledger.v1.EntryR\aentries\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1b\n" +
-	"\ttree_size\x18\x03 \x01(\x04R\btreeSize\"\x83\x01\n" +
+	"\ttree_size\x18\x03 \x01(\x04R\btreeSize\"\xc1\x01\n" +
 	"\x14StreamEntriesRequest\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x1f\n" +
 	"\vfirst_index\x18\x02 \x01(\x04R\n" +
 	"firstIndex\x12\x1b\n" +
 	"\tend_index\x18\x03 \x01(\x04R\bendIndex\x12\x1b\n" +
-	"\tskip_body\x18\x04 \x01(\bR\bskipBody\"C\n" +
+	"\tskip_body\x18\x04 \x01(\bR\bskipBody\x12<\n" +
+	"\vconsistency\x18\x05 \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"`\n" +
 	"\x15StreamEntriesResponse\x12*\n" +
-	"\aentries\x18\x01 \x03(\v2\x10.ledger.v1.EntryR\aentries\"\xc9\x02\n" +
+	"\aentries\x18\x01 \x03(\v2\x10.ledger.v1.EntryR\aentries\x12\x1b\n" +
+	"\ttree_size\x18\x02 \x01(\x04R\btreeSize\"\x87\x03\n" +
 	"\x12FindEntriesRequest\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x18\n" +
 	"\adigests\x18\x02 \x03(\tR\adigests\x12\x16\n" +
@@ -2163,23 +2362,26 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\n" +
 	"page_token\x18\n" +
 	" \x01(\tR\tpageToken\x12\x1b\n" +
-	"\tskip_body\x18\v \x01(\bR\bskipBody\"\x86\x01\n" +
+	"\tskip_body\x18\v \x01(\bR\bskipBody\x12<\n" +
+	"\vconsistency\x18\f \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"\x86\x01\n" +
 	"\x13FindEntriesResponse\x12*\n" +
 	"\aentries\x18\x01 \x03(\v2\x10.ledger.v1.EntryR\aentries\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1b\n" +
-	"\ttree_size\x18\x03 \x01(\x04R\btreeSize\"r\n" +
+	"\ttree_size\x18\x03 \x01(\x04R\btreeSize\"\xb0\x01\n" +
 	"\x11GetReceiptRequest\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12.\n" +
 	"\x05entry\x18\x02 \x01(\v2\x18.ledger.v1.EntrySelectorR\x05entry\x12\x1b\n" +
-	"\tskip_body\x18\x03 \x01(\bR\bskipBody\"u\n" +
+	"\tskip_body\x18\x03 \x01(\bR\bskipBody\x12<\n" +
+	"\vconsistency\x18\x04 \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"u\n" +
 	"\x12GetReceiptResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1b\n" +
 	"\ttree_size\x18\x02 \x01(\x04R\btreeSize\x12,\n" +
-	"\areceipt\x18\x03 \x01(\v2\x12.ledger.v1.ReceiptR\areceipt\"y\n" +
+	"\areceipt\x18\x03 \x01(\v2\x12.ledger.v1.ReceiptR\areceipt\"\xb7\x01\n" +
 	"\x18GetInclusionProofRequest\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12.\n" +
 	"\x05entry\x18\x02 \x01(\v2\x18.ledger.v1.EntrySelectorR\x05entry\x12\x1b\n" +
-	"\ttree_size\x18\x03 \x01(\x04R\btreeSize\"\xc0\x01\n" +
+	"\ttree_size\x18\x03 \x01(\x04R\btreeSize\x12<\n" +
+	"\vconsistency\x18\x04 \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"\xc0\x01\n" +
 	"\x19GetInclusionProofResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1b\n" +
 	"\ttree_size\x18\x02 \x01(\x04R\btreeSize\x12\x1b\n" +
@@ -2188,13 +2390,14 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\x06hashes\x18\x05 \x03(\fR\x06hashes\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x06 \x01(\fR\n" +
-	"checkpoint\"n\n" +
+	"checkpoint\"\xac\x01\n" +
 	"\x1aGetConsistencyProofRequest\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x1d\n" +
 	"\n" +
 	"first_size\x18\x02 \x01(\x04R\tfirstSize\x12\x1f\n" +
 	"\vsecond_size\x18\x03 \x01(\x04R\n" +
-	"secondSize\"\x95\x01\n" +
+	"secondSize\x12<\n" +
+	"\vconsistency\x18\x04 \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"\x95\x01\n" +
 	"\x1bGetConsistencyProofResponse\x12\x1d\n" +
 	"\n" +
 	"first_size\x18\x01 \x01(\x04R\tfirstSize\x12\x1f\n" +
@@ -2203,38 +2406,45 @@ const file_ledger_v1_ledger_proto_rawDesc = "" +
 	"\x06hashes\x18\x03 \x03(\fR\x06hashes\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x04 \x01(\fR\n" +
-	"checkpoint\"(\n" +
+	"checkpoint\"f\n" +
 	"\x14GetCheckpointRequest\x12\x10\n" +
-	"\x03log\x18\x01 \x01(\tR\x03log\"7\n" +
+	"\x03log\x18\x01 \x01(\tR\x03log\x12<\n" +
+	"\vconsistency\x18\x02 \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"T\n" +
 	"\x15GetCheckpointResponse\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\fR\n" +
-	"checkpoint\"^\n" +
+	"checkpoint\x12\x1b\n" +
+	"\ttree_size\x18\x02 \x01(\x04R\btreeSize\"\x9c\x01\n" +
 	"\fWatchRequest\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x1f\n" +
 	"\vfirst_index\x18\x02 \x01(\x04R\n" +
 	"firstIndex\x12\x1b\n" +
-	"\tskip_body\x18\x03 \x01(\bR\bskipBody\"[\n" +
+	"\tskip_body\x18\x03 \x01(\bR\bskipBody\x12<\n" +
+	"\vconsistency\x18\x04 \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"x\n" +
 	"\rWatchResponse\x12*\n" +
 	"\aentries\x18\x01 \x03(\v2\x10.ledger.v1.EntryR\aentries\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\fR\n" +
-	"checkpoint\"&\n" +
+	"checkpoint\x12\x1b\n" +
+	"\ttree_size\x18\x03 \x01(\x04R\btreeSize\"&\n" +
 	"\x10CreateLogRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"5\n" +
 	"\x11CreateLogResponse\x12 \n" +
-	"\x03log\x18\x01 \x01(\v2\x0e.ledger.v1.LogR\x03log\"#\n" +
+	"\x03log\x18\x01 \x01(\v2\x0e.ledger.v1.LogR\x03log\"a\n" +
 	"\rGetLogRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"2\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12<\n" +
+	"\vconsistency\x18\x02 \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"2\n" +
 	"\x0eGetLogResponse\x12 \n" +
-	"\x03log\x18\x01 \x01(\v2\x0e.ledger.v1.LogR\x03log\"M\n" +
+	"\x03log\x18\x01 \x01(\v2\x0e.ledger.v1.LogR\x03log\"\x8b\x01\n" +
 	"\x0fListLogsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\"^\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12<\n" +
+	"\vconsistency\x18\x03 \x01(\v2\x1a.ledger.v1.ReadConsistencyR\vconsistency\"{\n" +
 	"\x10ListLogsResponse\x12\"\n" +
 	"\x04logs\x18\x01 \x03(\v2\x0e.ledger.v1.LogR\x04logs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa2\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1b\n" +
+	"\ttree_size\x18\x03 \x01(\x04R\btreeSize\"\xa2\x01\n" +
 	"\x03Log\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x16\n" +
@@ -2276,99 +2486,111 @@ func file_ledger_v1_ledger_proto_rawDescGZIP() []byte {
 }
 
 var file_ledger_v1_ledger_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_ledger_v1_ledger_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_ledger_v1_ledger_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_ledger_v1_ledger_proto_goTypes = []any{
 	(LogKind)(0),                        // 0: ledger.v1.LogKind
-	(*AppendRequest)(nil),               // 1: ledger.v1.AppendRequest
-	(*AppendResponse)(nil),              // 2: ledger.v1.AppendResponse
-	(*BatchAppendRequest)(nil),          // 3: ledger.v1.BatchAppendRequest
-	(*BatchAppendResponse)(nil),         // 4: ledger.v1.BatchAppendResponse
-	(*AppendResult)(nil),                // 5: ledger.v1.AppendResult
-	(*RunProof)(nil),                    // 6: ledger.v1.RunProof
-	(*EntrySelector)(nil),               // 7: ledger.v1.EntrySelector
-	(*GetEntryRequest)(nil),             // 8: ledger.v1.GetEntryRequest
-	(*GetEntryResponse)(nil),            // 9: ledger.v1.GetEntryResponse
-	(*ListEntriesRequest)(nil),          // 10: ledger.v1.ListEntriesRequest
-	(*ListEntriesResponse)(nil),         // 11: ledger.v1.ListEntriesResponse
-	(*StreamEntriesRequest)(nil),        // 12: ledger.v1.StreamEntriesRequest
-	(*StreamEntriesResponse)(nil),       // 13: ledger.v1.StreamEntriesResponse
-	(*FindEntriesRequest)(nil),          // 14: ledger.v1.FindEntriesRequest
-	(*FindEntriesResponse)(nil),         // 15: ledger.v1.FindEntriesResponse
-	(*GetReceiptRequest)(nil),           // 16: ledger.v1.GetReceiptRequest
-	(*GetReceiptResponse)(nil),          // 17: ledger.v1.GetReceiptResponse
-	(*GetInclusionProofRequest)(nil),    // 18: ledger.v1.GetInclusionProofRequest
-	(*GetInclusionProofResponse)(nil),   // 19: ledger.v1.GetInclusionProofResponse
-	(*GetConsistencyProofRequest)(nil),  // 20: ledger.v1.GetConsistencyProofRequest
-	(*GetConsistencyProofResponse)(nil), // 21: ledger.v1.GetConsistencyProofResponse
-	(*GetCheckpointRequest)(nil),        // 22: ledger.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),       // 23: ledger.v1.GetCheckpointResponse
-	(*WatchRequest)(nil),                // 24: ledger.v1.WatchRequest
-	(*WatchResponse)(nil),               // 25: ledger.v1.WatchResponse
-	(*CreateLogRequest)(nil),            // 26: ledger.v1.CreateLogRequest
-	(*CreateLogResponse)(nil),           // 27: ledger.v1.CreateLogResponse
-	(*GetLogRequest)(nil),               // 28: ledger.v1.GetLogRequest
-	(*GetLogResponse)(nil),              // 29: ledger.v1.GetLogResponse
-	(*ListLogsRequest)(nil),             // 30: ledger.v1.ListLogsRequest
-	(*ListLogsResponse)(nil),            // 31: ledger.v1.ListLogsResponse
-	(*Log)(nil),                         // 32: ledger.v1.Log
-	(*Event)(nil),                       // 33: ledger.v1.Event
-	(*Receipt)(nil),                     // 34: ledger.v1.Receipt
-	(*Entry)(nil),                       // 35: ledger.v1.Entry
-	(*Name)(nil),                        // 36: ledger.v1.Name
+	(*ReadConsistency)(nil),             // 1: ledger.v1.ReadConsistency
+	(*AppendRequest)(nil),               // 2: ledger.v1.AppendRequest
+	(*AppendResponse)(nil),              // 3: ledger.v1.AppendResponse
+	(*BatchAppendRequest)(nil),          // 4: ledger.v1.BatchAppendRequest
+	(*BatchAppendResponse)(nil),         // 5: ledger.v1.BatchAppendResponse
+	(*AppendResult)(nil),                // 6: ledger.v1.AppendResult
+	(*RunProof)(nil),                    // 7: ledger.v1.RunProof
+	(*EntrySelector)(nil),               // 8: ledger.v1.EntrySelector
+	(*GetEntryRequest)(nil),             // 9: ledger.v1.GetEntryRequest
+	(*GetEntryResponse)(nil),            // 10: ledger.v1.GetEntryResponse
+	(*ListEntriesRequest)(nil),          // 11: ledger.v1.ListEntriesRequest
+	(*ListEntriesResponse)(nil),         // 12: ledger.v1.ListEntriesResponse
+	(*StreamEntriesRequest)(nil),        // 13: ledger.v1.StreamEntriesRequest
+	(*StreamEntriesResponse)(nil),       // 14: ledger.v1.StreamEntriesResponse
+	(*FindEntriesRequest)(nil),          // 15: ledger.v1.FindEntriesRequest
+	(*FindEntriesResponse)(nil),         // 16: ledger.v1.FindEntriesResponse
+	(*GetReceiptRequest)(nil),           // 17: ledger.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),          // 18: ledger.v1.GetReceiptResponse
+	(*GetInclusionProofRequest)(nil),    // 19: ledger.v1.GetInclusionProofRequest
+	(*GetInclusionProofResponse)(nil),   // 20: ledger.v1.GetInclusionProofResponse
+	(*GetConsistencyProofRequest)(nil),  // 21: ledger.v1.GetConsistencyProofRequest
+	(*GetConsistencyProofResponse)(nil), // 22: ledger.v1.GetConsistencyProofResponse
+	(*GetCheckpointRequest)(nil),        // 23: ledger.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 24: ledger.v1.GetCheckpointResponse
+	(*WatchRequest)(nil),                // 25: ledger.v1.WatchRequest
+	(*WatchResponse)(nil),               // 26: ledger.v1.WatchResponse
+	(*CreateLogRequest)(nil),            // 27: ledger.v1.CreateLogRequest
+	(*CreateLogResponse)(nil),           // 28: ledger.v1.CreateLogResponse
+	(*GetLogRequest)(nil),               // 29: ledger.v1.GetLogRequest
+	(*GetLogResponse)(nil),              // 30: ledger.v1.GetLogResponse
+	(*ListLogsRequest)(nil),             // 31: ledger.v1.ListLogsRequest
+	(*ListLogsResponse)(nil),            // 32: ledger.v1.ListLogsResponse
+	(*Log)(nil),                         // 33: ledger.v1.Log
+	(*Event)(nil),                       // 34: ledger.v1.Event
+	(*Receipt)(nil),                     // 35: ledger.v1.Receipt
+	(*Entry)(nil),                       // 36: ledger.v1.Entry
+	(*Name)(nil),                        // 37: ledger.v1.Name
 }
 var file_ledger_v1_ledger_proto_depIdxs = []int32{
-	33, // 0: ledger.v1.AppendRequest.event:type_name -> ledger.v1.Event
-	34, // 1: ledger.v1.AppendResponse.receipt:type_name -> ledger.v1.Receipt
-	33, // 2: ledger.v1.BatchAppendRequest.events:type_name -> ledger.v1.Event
-	5,  // 3: ledger.v1.BatchAppendResponse.results:type_name -> ledger.v1.AppendResult
-	6,  // 4: ledger.v1.BatchAppendResponse.runs:type_name -> ledger.v1.RunProof
-	7,  // 5: ledger.v1.GetEntryRequest.entry:type_name -> ledger.v1.EntrySelector
-	35, // 6: ledger.v1.GetEntryResponse.entry:type_name -> ledger.v1.Entry
-	35, // 7: ledger.v1.ListEntriesResponse.entries:type_name -> ledger.v1.Entry
-	35, // 8: ledger.v1.StreamEntriesResponse.entries:type_name -> ledger.v1.Entry
-	36, // 9: ledger.v1.FindEntriesRequest.names:type_name -> ledger.v1.Name
-	35, // 10: ledger.v1.FindEntriesResponse.entries:type_name -> ledger.v1.Entry
-	7,  // 11: ledger.v1.GetReceiptRequest.entry:type_name -> ledger.v1.EntrySelector
-	34, // 12: ledger.v1.GetReceiptResponse.receipt:type_name -> ledger.v1.Receipt
-	7,  // 13: ledger.v1.GetInclusionProofRequest.entry:type_name -> ledger.v1.EntrySelector
-	35, // 14: ledger.v1.WatchResponse.entries:type_name -> ledger.v1.Entry
-	32, // 15: ledger.v1.CreateLogResponse.log:type_name -> ledger.v1.Log
-	32, // 16: ledger.v1.GetLogResponse.log:type_name -> ledger.v1.Log
-	32, // 17: ledger.v1.ListLogsResponse.logs:type_name -> ledger.v1.Log
-	0,  // 18: ledger.v1.Log.kind:type_name -> ledger.v1.LogKind
-	1,  // 19: ledger.v1.LedgerService.Append:input_type -> ledger.v1.AppendRequest
-	3,  // 20: ledger.v1.LedgerService.BatchAppend:input_type -> ledger.v1.BatchAppendRequest
-	8,  // 21: ledger.v1.LedgerService.GetEntry:input_type -> ledger.v1.GetEntryRequest
-	10, // 22: ledger.v1.LedgerService.ListEntries:input_type -> ledger.v1.ListEntriesRequest
-	12, // 23: ledger.v1.LedgerService.StreamEntries:input_type -> ledger.v1.StreamEntriesRequest
-	14, // 24: ledger.v1.LedgerService.FindEntries:input_type -> ledger.v1.FindEntriesRequest
-	16, // 25: ledger.v1.LedgerService.GetReceipt:input_type -> ledger.v1.GetReceiptRequest
-	18, // 26: ledger.v1.LedgerService.GetInclusionProof:input_type -> ledger.v1.GetInclusionProofRequest
-	20, // 27: ledger.v1.LedgerService.GetConsistencyProof:input_type -> ledger.v1.GetConsistencyProofRequest
-	22, // 28: ledger.v1.LedgerService.GetCheckpoint:input_type -> ledger.v1.GetCheckpointRequest
-	24, // 29: ledger.v1.LedgerService.Watch:input_type -> ledger.v1.WatchRequest
-	26, // 30: ledger.v1.LedgerService.CreateLog:input_type -> ledger.v1.CreateLogRequest
-	28, // 31: ledger.v1.LedgerService.GetLog:input_type -> ledger.v1.GetLogRequest
-	30, // 32: ledger.v1.LedgerService.ListLogs:input_type -> ledger.v1.ListLogsRequest
-	2,  // 33: ledger.v1.LedgerService.Append:output_type -> ledger.v1.AppendResponse
-	4,  // 34: ledger.v1.LedgerService.BatchAppend:output_type -> ledger.v1.BatchAppendResponse
-	9,  // 35: ledger.v1.LedgerService.GetEntry:output_type -> ledger.v1.GetEntryResponse
-	11, // 36: ledger.v1.LedgerService.ListEntries:output_type -> ledger.v1.ListEntriesResponse
-	13, // 37: ledger.v1.LedgerService.StreamEntries:output_type -> ledger.v1.StreamEntriesResponse
-	15, // 38: ledger.v1.LedgerService.FindEntries:output_type -> ledger.v1.FindEntriesResponse
-	17, // 39: ledger.v1.LedgerService.GetReceipt:output_type -> ledger.v1.GetReceiptResponse
-	19, // 40: ledger.v1.LedgerService.GetInclusionProof:output_type -> ledger.v1.GetInclusionProofResponse
-	21, // 41: ledger.v1.LedgerService.GetConsistencyProof:output_type -> ledger.v1.GetConsistencyProofResponse
-	23, // 42: ledger.v1.LedgerService.GetCheckpoint:output_type -> ledger.v1.GetCheckpointResponse
-	25, // 43: ledger.v1.LedgerService.Watch:output_type -> ledger.v1.WatchResponse
-	27, // 44: ledger.v1.LedgerService.CreateLog:output_type -> ledger.v1.CreateLogResponse
-	29, // 45: ledger.v1.LedgerService.GetLog:output_type -> ledger.v1.GetLogResponse
-	31, // 46: ledger.v1.LedgerService.ListLogs:output_type -> ledger.v1.ListLogsResponse
-	33, // [33:47] is the sub-list for method output_type
-	19, // [19:33] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	34, // 0: ledger.v1.AppendRequest.event:type_name -> ledger.v1.Event
+	35, // 1: ledger.v1.AppendResponse.receipt:type_name -> ledger.v1.Receipt
+	34, // 2: ledger.v1.BatchAppendRequest.events:type_name -> ledger.v1.Event
+	6,  // 3: ledger.v1.BatchAppendResponse.results:type_name -> ledger.v1.AppendResult
+	7,  // 4: ledger.v1.BatchAppendResponse.runs:type_name -> ledger.v1.RunProof
+	8,  // 5: ledger.v1.GetEntryRequest.entry:type_name -> ledger.v1.EntrySelector
+	1,  // 6: ledger.v1.GetEntryRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	36, // 7: ledger.v1.GetEntryResponse.entry:type_name -> ledger.v1.Entry
+	1,  // 8: ledger.v1.ListEntriesRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	36, // 9: ledger.v1.ListEntriesResponse.entries:type_name -> ledger.v1.Entry
+	1,  // 10: ledger.v1.StreamEntriesRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	36, // 11: ledger.v1.StreamEntriesResponse.entries:type_name -> ledger.v1.Entry
+	37, // 12: ledger.v1.FindEntriesRequest.names:type_name -> ledger.v1.Name
+	1,  // 13: ledger.v1.FindEntriesRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	36, // 14: ledger.v1.FindEntriesResponse.entries:type_name -> ledger.v1.Entry
+	8,  // 15: ledger.v1.GetReceiptRequest.entry:type_name -> ledger.v1.EntrySelector
+	1,  // 16: ledger.v1.GetReceiptRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	35, // 17: ledger.v1.GetReceiptResponse.receipt:type_name -> ledger.v1.Receipt
+	8,  // 18: ledger.v1.GetInclusionProofRequest.entry:type_name -> ledger.v1.EntrySelector
+	1,  // 19: ledger.v1.GetInclusionProofRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	1,  // 20: ledger.v1.GetConsistencyProofRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	1,  // 21: ledger.v1.GetCheckpointRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	1,  // 22: ledger.v1.WatchRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	36, // 23: ledger.v1.WatchResponse.entries:type_name -> ledger.v1.Entry
+	33, // 24: ledger.v1.CreateLogResponse.log:type_name -> ledger.v1.Log
+	1,  // 25: ledger.v1.GetLogRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	33, // 26: ledger.v1.GetLogResponse.log:type_name -> ledger.v1.Log
+	1,  // 27: ledger.v1.ListLogsRequest.consistency:type_name -> ledger.v1.ReadConsistency
+	33, // 28: ledger.v1.ListLogsResponse.logs:type_name -> ledger.v1.Log
+	0,  // 29: ledger.v1.Log.kind:type_name -> ledger.v1.LogKind
+	2,  // 30: ledger.v1.LedgerService.Append:input_type -> ledger.v1.AppendRequest
+	4,  // 31: ledger.v1.LedgerService.BatchAppend:input_type -> ledger.v1.BatchAppendRequest
+	9,  // 32: ledger.v1.LedgerService.GetEntry:input_type -> ledger.v1.GetEntryRequest
+	11, // 33: ledger.v1.LedgerService.ListEntries:input_type -> ledger.v1.ListEntriesRequest
+	13, // 34: ledger.v1.LedgerService.StreamEntries:input_type -> ledger.v1.StreamEntriesRequest
+	15, // 35: ledger.v1.LedgerService.FindEntries:input_type -> ledger.v1.FindEntriesRequest
+	17, // 36: ledger.v1.LedgerService.GetReceipt:input_type -> ledger.v1.GetReceiptRequest
+	19, // 37: ledger.v1.LedgerService.GetInclusionProof:input_type -> ledger.v1.GetInclusionProofRequest
+	21, // 38: ledger.v1.LedgerService.GetConsistencyProof:input_type -> ledger.v1.GetConsistencyProofRequest
+	23, // 39: ledger.v1.LedgerService.GetCheckpoint:input_type -> ledger.v1.GetCheckpointRequest
+	25, // 40: ledger.v1.LedgerService.Watch:input_type -> ledger.v1.WatchRequest
+	27, // 41: ledger.v1.LedgerService.CreateLog:input_type -> ledger.v1.CreateLogRequest
+	29, // 42: ledger.v1.LedgerService.GetLog:input_type -> ledger.v1.GetLogRequest
+	31, // 43: ledger.v1.LedgerService.ListLogs:input_type -> ledger.v1.ListLogsRequest
+	3,  // 44: ledger.v1.LedgerService.Append:output_type -> ledger.v1.AppendResponse
+	5,  // 45: ledger.v1.LedgerService.BatchAppend:output_type -> ledger.v1.BatchAppendResponse
+	10, // 46: ledger.v1.LedgerService.GetEntry:output_type -> ledger.v1.GetEntryResponse
+	12, // 47: ledger.v1.LedgerService.ListEntries:output_type -> ledger.v1.ListEntriesResponse
+	14, // 48: ledger.v1.LedgerService.StreamEntries:output_type -> ledger.v1.StreamEntriesResponse
+	16, // 49: ledger.v1.LedgerService.FindEntries:output_type -> ledger.v1.FindEntriesResponse
+	18, // 50: ledger.v1.LedgerService.GetReceipt:output_type -> ledger.v1.GetReceiptResponse
+	20, // 51: ledger.v1.LedgerService.GetInclusionProof:output_type -> ledger.v1.GetInclusionProofResponse
+	22, // 52: ledger.v1.LedgerService.GetConsistencyProof:output_type -> ledger.v1.GetConsistencyProofResponse
+	24, // 53: ledger.v1.LedgerService.GetCheckpoint:output_type -> ledger.v1.GetCheckpointResponse
+	26, // 54: ledger.v1.LedgerService.Watch:output_type -> ledger.v1.WatchResponse
+	28, // 55: ledger.v1.LedgerService.CreateLog:output_type -> ledger.v1.CreateLogResponse
+	30, // 56: ledger.v1.LedgerService.GetLog:output_type -> ledger.v1.GetLogResponse
+	32, // 57: ledger.v1.LedgerService.ListLogs:output_type -> ledger.v1.ListLogsResponse
+	44, // [44:58] is the sub-list for method output_type
+	30, // [30:44] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_ledger_v1_ledger_proto_init() }
@@ -2377,7 +2599,7 @@ func file_ledger_v1_ledger_proto_init() {
 		return
 	}
 	file_ledger_v1_event_proto_init()
-	file_ledger_v1_ledger_proto_msgTypes[6].OneofWrappers = []any{
+	file_ledger_v1_ledger_proto_msgTypes[7].OneofWrappers = []any{
 		(*EntrySelector_Index)(nil),
 		(*EntrySelector_LeafHash)(nil),
 		(*EntrySelector_EventId)(nil),
@@ -2388,7 +2610,7 @@ func file_ledger_v1_ledger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ledger_v1_ledger_proto_rawDesc), len(file_ledger_v1_ledger_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

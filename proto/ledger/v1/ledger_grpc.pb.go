@@ -42,6 +42,11 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // LedgerService records events and proves them. `log` is the name of a log; empty means "main".
+//
+// Any node of a cluster takes any call. What records something is passed to the leader and waits there while one is elected; what reads is
+// answered by the node that was asked, from what it has applied, unless `consistency` asks for more. An error of an append says by its
+// ErrorInfo reason what is known: NOT_APPLIED (nothing was recorded) or UNKNOWN_OUTCOME (send it again under the same event ids), and in its
+// metadata key "leader" which address of this API leads; so does the response header "provledger-leader".
 type LedgerServiceClient interface {
 	// Append records one event and returns its receipt in the same call.
 	Append(ctx context.Context, in *AppendRequest, opts ...grpc.CallOption) (*AppendResponse, error)
@@ -65,7 +70,8 @@ type LedgerServiceClient interface {
 	GetCheckpoint(ctx context.Context, in *GetCheckpointRequest, opts ...grpc.CallOption) (*GetCheckpointResponse, error)
 	// Watch sends new entries, each message with a checkpoint that covers it.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
-	// CreateLog creates a lineage log.
+	// CreateLog creates a lineage log. One that comes into being while an attempt to create it is of unknown outcome counts as created by
+	// this call; one that was there before is ALREADY_EXISTS.
 	CreateLog(ctx context.Context, in *CreateLogRequest, opts ...grpc.CallOption) (*CreateLogResponse, error)
 	// GetLog describes one log.
 	GetLog(ctx context.Context, in *GetLogRequest, opts ...grpc.CallOption) (*GetLogResponse, error)
@@ -244,6 +250,11 @@ func (c *ledgerServiceClient) ListLogs(ctx context.Context, in *ListLogsRequest,
 // for forward compatibility.
 //
 // LedgerService records events and proves them. `log` is the name of a log; empty means "main".
+//
+// Any node of a cluster takes any call. What records something is passed to the leader and waits there while one is elected; what reads is
+// answered by the node that was asked, from what it has applied, unless `consistency` asks for more. An error of an append says by its
+// ErrorInfo reason what is known: NOT_APPLIED (nothing was recorded) or UNKNOWN_OUTCOME (send it again under the same event ids), and in its
+// metadata key "leader" which address of this API leads; so does the response header "provledger-leader".
 type LedgerServiceServer interface {
 	// Append records one event and returns its receipt in the same call.
 	Append(context.Context, *AppendRequest) (*AppendResponse, error)
@@ -267,7 +278,8 @@ type LedgerServiceServer interface {
 	GetCheckpoint(context.Context, *GetCheckpointRequest) (*GetCheckpointResponse, error)
 	// Watch sends new entries, each message with a checkpoint that covers it.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
-	// CreateLog creates a lineage log.
+	// CreateLog creates a lineage log. One that comes into being while an attempt to create it is of unknown outcome counts as created by
+	// this call; one that was there before is ALREADY_EXISTS.
 	CreateLog(context.Context, *CreateLogRequest) (*CreateLogResponse, error)
 	// GetLog describes one log.
 	GetLog(context.Context, *GetLogRequest) (*GetLogResponse, error)
