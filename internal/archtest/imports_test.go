@@ -131,6 +131,11 @@ var table = map[string]row{
 		job: "is the pipeline of quickstart with its data, as a stage would be written by somebody who knows no ledger",
 		not: []string{network, grpc, protobuf, pebble, raft},
 	},
+	"internal/localcluster": {
+		job: "runs a real multi-process cluster on loopback; it knows processes and files, and nothing that a node does inside",
+		may: []string{"internal/devca"},
+		not: []string{grpc, protobuf, pebble, raft},
+	},
 	"internal/archtest": {job: "holds tests only"},
 	"internal/e2e":      {job: "holds tests only"},
 }
