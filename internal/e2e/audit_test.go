@@ -130,7 +130,7 @@ type auditor struct {
 }
 
 // newAuditor pins the key of the log main.
-func newAuditor(t *testing.T, h *history, conn *grpc.ClientConn) *auditor {
+func newAuditor(t testing.TB, h *history, conn *grpc.ClientConn) *auditor {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), auditTimeout)
 	defer cancel()

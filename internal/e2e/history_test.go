@@ -52,6 +52,7 @@ type history struct {
 	mu    sync.Mutex
 	ops   []*op
 	notes map[string]bool // every signed checkpoint that anybody got, by its text
+	floor uint64          // largest tree size that anybody was told of by an append or a linearizable read
 }
 
 func newHistory() *history { return &history{began: time.Now(), notes: make(map[string]bool)} }
@@ -64,6 +65,9 @@ func (h *history) add(o *op) {
 	h.ops = append(h.ops, o)
 	if len(o.note) > 0 {
 		h.notes[string(o.note)] = true
+	}
+	if o.outcome == acknowledged {
+		h.floor = max(h.floor, o.size)
 	}
 }
 

@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 }
 
 // rounds returns how often a test repeats its fault.
-func rounds(t *testing.T, normal, full int) int {
+func rounds(t testing.TB, normal, full int) int {
 	if s := os.Getenv("PROVLEDGER_E2E_ROUNDS"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {
@@ -63,7 +63,7 @@ func rounds(t *testing.T, normal, full int) int {
 }
 
 // dice returns the test's randomness and says how to get the same again.
-func dice(t *testing.T) *rand.Rand {
+func dice(t testing.TB) *rand.Rand {
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("PROVLEDGER_E2E_SEED"); s != "" {
 		var err error
@@ -95,7 +95,7 @@ func (o *output) String() string {
 
 // daemon is one ledgerd process.
 type daemon struct {
-	t          *testing.T
+	t          testing.TB
 	cmd        *exec.Cmd
 	log        *output
 	grpc, http string
@@ -104,7 +104,7 @@ type daemon struct {
 }
 
 // spawn starts a ledgerd and does not wait for it to serve. wrap, if any, is a command line that ledgerd's is appended to.
-func spawn(t *testing.T, dir string, wrap []string, args ...string) *daemon {
+func spawn(t testing.TB, dir string, wrap []string, args ...string) *daemon {
 	t.Helper()
 	addresses := filepath.Join(t.TempDir(), "addresses")
 	line := append(append([]string{}, wrap...), ledgerd, "--data", dir, "--address-file", addresses, "--log-level", "debug")
@@ -157,7 +157,7 @@ func (d *daemon) await() bool {
 }
 
 // start runs ledgerd on dir until it serves. An empty address takes a free port.
-func start(t *testing.T, dir, grpcAddress string, args ...string) *daemon {
+func start(t testing.TB, dir, grpcAddress string, args ...string) *daemon {
 	t.Helper()
 	if grpcAddress == "" {
 		grpcAddress = "127.0.0.1:0"
