@@ -101,6 +101,20 @@ var table = map[string]row{
 		may: []string{"internal/checkpoint", "internal/merkle"},
 		not: []string{raft, grpc, protobuf, network},
 	},
+	"proto/ledgernode/v1": {
+		job: "is what nodes ask each other, generated",
+		not: []string{pebble, raft},
+	},
+	"internal/peerapi": {
+		job: "is how nodes ask each other, server and client; it decides nothing but who may ask and how much at a time",
+		may: []string{"internal/ledger", "internal/merkle", "internal/peer", "client/lineage", "proto/ledgernode/v1"},
+		not: []string{pebble, raft, network},
+	},
+	"internal/cluster": {
+		job: "keeps the set of members as the operator wants it; raft and peers are interfaces to it",
+		may: []string{"internal/consensus", "internal/ledger", "internal/peer", "internal/peerapi", "internal/sequencer", "client/lineage"},
+		not: []string{pebble, raft, grpc, protobuf},
+	},
 	"internal/rpc": {
 		job: "is the only place where domain meets protobuf and status codes",
 		may: []string{
