@@ -24,7 +24,7 @@ func (m *countMachine) Apply(entries []Entry) []any {
 func openBench(b *testing.B) *Consensus {
 	b.Helper()
 	s := raft.NewInmemStore()
-	if err := Bootstrap(s, testNode); err != nil {
+	if err := Bootstrap(s, testNode, ""); err != nil {
 		b.Fatal(err)
 	}
 	c, err := Open(testConfig(b, s, &countMachine{}))

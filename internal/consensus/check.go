@@ -16,6 +16,13 @@ func checkLog(s Store, d Position) error {
 	if err != nil {
 		return fmt.Errorf("consensus: last index of the log: %w", err)
 	}
+	if e, ok := s.(interface{ NextIndex() uint64 }); ok && last == 0 && d.Index > 0 {
+		// ResetLog leaves an empty log with a record of what comes next. One without entries for any other reason has lost them.
+		if next := e.NextIndex(); next != d.Index+1 {
+			return fmt.Errorf("%w: the log is empty and continues at index %d, the machine ends at %d", ErrLogMismatch, next, d.Index)
+		}
+		return nil
+	}
 	switch {
 	case d.ConfigurationIndex > d.Index:
 		return fmt.Errorf("%w: the machine is at index %d with the configuration of %d", ErrLogMismatch, d.Index, d.ConfigurationIndex)

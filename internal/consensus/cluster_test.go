@@ -31,13 +31,20 @@ func startCluster(t *testing.T) *cluster {
 	for _, id := range c.ids {
 		y := &toy{}
 		n := &node{toy: y, store: newMemStore(y)}
-		if err := bootstrap(n.store, id, c.ids...); err != nil {
+		var servers []Server
+		for _, id := range c.ids {
+			servers = append(servers, Server{ID: id, Address: id})
+		}
+		if err := bootstrap(n.store, id, servers...); err != nil {
 			t.Fatal(err)
 		}
 		conf := testConfig(t, n.store, y)
 		conf.NodeID = id
-		var err error
-		if n.Consensus, err = open(conf, c.transports[id]); err != nil {
+		conf, err := conf.withDefaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n.Consensus, err = open(conf, newTransport(c.transports[id], raft.ServerAddress(id), plainAddress)); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
@@ -180,37 +187,5 @@ func TestLeadershipLostAndCommandApplied(t *testing.T) {
 		c.leader(t, others...)
 		c.connect(id)
 		c.expect(t, "a", "kept")
-	})
-}
-
-// A follower that the log no longer reaches gets a snapshot offered, which has no content. It must refuse, and stay what
-// it was: the way to bring it forward is not raft's.
-func TestFollowerBehindTheLog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := startCluster(t)
-		id, others := c.leader(t, c.ids...)
-		leader, behind := c.nodes[id], others[0]
-		leader.propose(t, "a")
-		c.expect(t, "a")
-		c.isolate(behind)
-		for i := range 10 {
-			leader.propose(t, command(i))
-		}
-		if err := leader.snapshot(); err != nil {
-			t.Fatal(err)
-		}
-		last := c.nodes[behind].Stats().Last
-		if first := leader.Stats().First; first <= last+1 {
-			t.Fatalf("leader's log begins at %d, the follower's ends at %d: this test tests nothing", first, last)
-		}
-		c.connect(behind)
-		time.Sleep(time.Minute)
-		leader.propose(t, "still works")
-		if got := c.nodes[behind].toy.commands(); !slices.Equal(got, []string{"a"}) {
-			t.Errorf("the follower skipped to %q", got)
-		}
-		if d, _ := c.nodes[behind].toy.Durable(); d.Index != 0 {
-			t.Errorf("the follower's machine is at %+v", d)
-		}
 	})
 }

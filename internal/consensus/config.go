@@ -1,6 +1,8 @@
 package consensus
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,6 +26,9 @@ const (
 	// segment of the log, and leave the entry at the durable index in place, so that its term can be compared at the next
 	// start. (The library's default, 10,240 entries, would be 10 GiB.)
 	DefaultTrailingLogs = 64
+	// DefaultTrailingBytes is some seconds at full rate, hours at usual ones. A follower that is away for longer catches up
+	// outside raft, which costs what it lacks and no more.
+	DefaultTrailingBytes = 256 << 20
 	// DefaultSnapshotEvery bounds the age of what a restart has to replay.
 	DefaultSnapshotEvery = 30 * time.Second
 	// DefaultSnapshotBytes bounds the amount of what a restart has to replay: about one memtable, which the machine would
@@ -47,12 +52,28 @@ const (
 
 // Config says how to open a Consensus. The first three fields are required, zero means the default for all others.
 type Config struct {
-	// NodeID is this node's raft ServerID and, resolved outside raft, its ServerAddress. It never changes.
+	// NodeID is this node's raft ServerID. It never changes.
 	NodeID string
 	// Store keeps log, term and vote. The caller opens it before Open and closes it after Close.
 	Store Store
 	// Machine is what commands are applied to. The caller opens it before Open and closes it after Close.
 	Machine StateMachine
+
+	// Address is the peer address, HOST:PORT, that this node advertises: its raft ServerAddress. Default: NodeID, that of a
+	// node without one.
+	Address string
+	// Stream connects to other nodes. It is for one Consensus, which closes it. The address that it dials is that of the
+	// cluster's configuration with the node id in front, "ID@ADDRESS". nil: memory, for a cluster of one.
+	Stream raft.StreamLayer
+	// Joining says that the cluster's configuration need not name this node yet, and that the store may be empty: the node
+	// waits until a leader adds it.
+	Joining bool
+	// Term asks another node for its current term, over a connection apart from raft's. It returns when its context
+	// ends. Required for ReadIndex with more than one voter.
+	Term func(ctx context.Context, nodeID string) (uint64, error)
+	// Behind is told, each time that the leader tries, that the leader's log begins after the end of this node. It must
+	// not block: other messages wait behind it.
+	Behind func(Behind)
 
 	// Logger gets raft's warnings and errors. Default: slog.Default().
 	Logger *slog.Logger
@@ -62,8 +83,12 @@ type Config struct {
 	// MaxAppendEntries is the most commands that are stored, sent or applied as one group, and the most proposals in
 	// flight. 1 to 1,024.
 	MaxAppendEntries int
-	// TrailingLogs is how many of the newest log entries compaction leaves in place.
+	// TrailingLogs is how many of the newest log entries compaction leaves in place. Default: DefaultTrailingLogs in a
+	// cluster of one, else as many as TrailingBytes holds.
 	TrailingLogs uint64
+	// TrailingBytes is how much of the log compaction leaves in place for followers that lag or are away, if there is more
+	// than one server, TrailingLogs is 0 and LogBytes is set. It is a target: entries are counted by their average size.
+	TrailingBytes int64
 	// SnapshotEvery is the longest time that applied entries stay in memory only, as long as flushing works.
 	SnapshotEvery time.Duration
 	// LogBytes returns the bytes that the log occupies. It is called a few times a second. nil: only SnapshotEvery
@@ -100,8 +125,20 @@ func (c Config) withDefaults() (Config, error) {
 	if c.MaxAppendEntries < 1 || c.MaxAppendEntries > maxMaxAppendEntries {
 		faults = append(faults, fmt.Errorf("MaxAppendEntries %d is not within 1..%d", c.MaxAppendEntries, maxMaxAppendEntries))
 	}
-	if c.TrailingLogs == 0 {
-		c.TrailingLogs = DefaultTrailingLogs
+	if c.Address == "" {
+		c.Address = c.NodeID
+	}
+	if c.Term == nil {
+		c.Term = func(context.Context, string) (uint64, error) { return 0, errors.New("no way to ask for a term") }
+	}
+	if c.Behind == nil {
+		c.Behind = func(Behind) {}
+	}
+	if c.TrailingBytes == 0 {
+		c.TrailingBytes = DefaultTrailingBytes
+	}
+	if c.TrailingBytes < 0 {
+		faults = append(faults, fmt.Errorf("TrailingBytes %d is negative", c.TrailingBytes))
 	}
 	if c.SnapshotEvery == 0 {
 		c.SnapshotEvery = DefaultSnapshotEvery
@@ -140,7 +177,7 @@ func (c Config) raftConfig(logger hclog.Logger, leadership chan<- bool) *raft.Co
 		// Buffers the channel of proposals to MaxAppendEntries, so that what waits during a fsync is stored by the next
 		// one as a group. Consensus.submit relies on that size.
 		BatchApplyCh:      true,
-		TrailingLogs:      c.TrailingLogs,
+		TrailingLogs:      cmp.Or(c.TrailingLogs, DefaultTrailingLogs), // see Consensus.retain
 		SnapshotInterval:  fallbackSnapshotInterval,
 		SnapshotThreshold: fallbackSnapshotThreshold,
 		// Only Close shuts raft down; the classification of ErrRaftShutdown rests on that.

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,9 @@ type Consensus struct {
 	fsm    *fsm
 	logger *logger
 
+	transport *transport
+	fence     fence
+
 	snapshots, snapshotFailures atomic.Uint64
 
 	leadership leadership
@@ -40,7 +44,11 @@ type Consensus struct {
 	queue    chan *Proposal
 	resolved chan struct{} // closed when resolve has returned
 
+	// asked counts what waits for an answer of raft apart from proposals.
+	asked sync.WaitGroup
+
 	compactDone chan struct{} // closed when compact has returned
+	tuning      sync.Mutex    // held over a change of raft's configuration
 	cancel      context.CancelFunc
 
 	mu     sync.Mutex
@@ -53,23 +61,23 @@ type Consensus struct {
 	closeErr  error
 }
 
-// Bootstrap writes the first configuration of a cluster of one, this node, into a new store. It is synced when it
-// returns. An error leaves the store in an undefined state: the caller discards it and starts afresh. A store that is not
+// Bootstrap writes the first configuration of a cluster of one, this node, into a new store. address is as in Config. It
+// is synced when it returns. An error leaves the store in an undefined state: the caller discards it and starts afresh. A store that is not
 // new is refused.
-func Bootstrap(store Store, nodeID string) error {
-	return bootstrap(store, nodeID, nodeID)
+func Bootstrap(store Store, nodeID, address string) error {
+	return bootstrap(store, nodeID, Server{ID: nodeID, Address: cmp.Or(address, nodeID)})
 }
 
-// bootstrap makes members, among them nodeID, the voters of a new cluster.
-func bootstrap(store Store, nodeID string, members ...string) error {
+// bootstrap makes servers, among them nodeID, the voters of a new cluster.
+func bootstrap(store Store, nodeID string, servers ...Server) error {
 	c, err := Config{NodeID: nodeID, Store: store, Machine: noMachine{}}.withDefaults()
 	if err != nil {
 		return err
 	}
 	var conf raft.Configuration
-	for _, id := range members {
+	for _, s := range servers {
 		conf.Servers = append(conf.Servers, raft.Server{
-			Suffrage: raft.Voter, ID: raft.ServerID(id), Address: raft.ServerAddress(id),
+			Suffrage: raft.Voter, ID: raft.ServerID(s.ID), Address: raft.ServerAddress(s.Address),
 		})
 	}
 	// The transport is used by protocol versions before 3 only.
@@ -87,22 +95,39 @@ func (noMachine) Apply(e []Entry) []any               { return make([]any, len(e
 func (noMachine) Durable() (Position, error)          { return Position{}, nil }
 func (noMachine) Flush(context.Context, uint64) error { return nil }
 
-// Open starts raft on a store that was bootstrapped. Entries above the machine's durable position are delivered to it
-// once a leader is known, which on a cluster of one is within a few fsyncs; Open does not wait for that, see WaitLeader.
-// errors.Is ErrLogMismatch and ErrNotMember are reasons to stay down.
+// Open starts raft on a store that was bootstrapped or, with Config.Joining, may be new. Entries above the machine's
+// durable position are delivered to it once a leader is known, which on a cluster of one is within a few fsyncs; Open does
+// not wait for that, see WaitLeader. errors.Is ErrLogMismatch and ErrNotMember are reasons to stay down.
 func Open(c Config) (*Consensus, error) {
-	// Memory only, until there is a second node to talk to. The address is the node id: where a node id lives is resolved
-	// outside raft.
-	_, t := raft.NewInmemTransport(raft.ServerAddress(c.NodeID))
-	return open(c, t)
-}
-
-// open is Open over a given transport, which belongs to the Consensus if there is no error.
-func open(c Config, t raft.Transport) (*Consensus, error) {
 	c, err := c.withDefaults()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, closeStream(c.Stream))
 	}
+	self := raft.ServerAddress(c.Address)
+	if c.Stream != nil {
+		return open(c, newStreamTransport(c.Stream, self, newLogger(c.Logger, hclog.Warn)))
+	}
+	_, t := raft.NewInmemTransport(self) // there is nobody to talk to
+	return open(c, newTransport(t, self, plainAddress))
+}
+
+func closeStream(s raft.StreamLayer) error {
+	if s == nil {
+		return nil
+	}
+	return s.Close()
+}
+
+// plainAddress is how raft's in-memory transport finds a peer.
+func plainAddress(_ raft.ServerID, a raft.ServerAddress) raft.ServerAddress { return a }
+
+// open is Open for a configuration with its defaults, over a given transport, which it closes if there is an error.
+func open(c Config, t *transport) (_ *Consensus, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.Close())
+		}
+	}()
 	d, err := c.Machine.Durable()
 	if err != nil {
 		return nil, fmt.Errorf("consensus: read the durable position: %w", err)
@@ -113,8 +138,9 @@ func open(c Config, t raft.Transport) (*Consensus, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Consensus{
 		conf:        c,
-		log:         &gate{LogStore: c.Store},
+		log:         &gate{LogStore: c.Store, base: d, durable: c.Machine.Durable},
 		fsm:         &fsm{machine: c.Machine, ctx: ctx},
+		transport:   t,
 		logger:      newLogger(c.Logger, hclog.Error), // until start says otherwise
 		leadership:  newLeadership(),
 		slots:       make(chan struct{}, c.MaxAppendEntries),
@@ -127,11 +153,18 @@ func open(c Config, t raft.Transport) (*Consensus, error) {
 		stopped:     make(chan struct{}),
 	}
 	n.fsm.delivered.Store(d.Index)
+	n.fsm.configured = n.log.members.apply
+	if d.ConfigurationIndex > 0 {
+		n.log.members.see(&raft.Log{Index: d.ConfigurationIndex, Type: raft.LogConfiguration, Data: d.Configuration})
+		n.log.members.apply(d.ConfigurationIndex)
+	}
 	n.raft, err = raft.NewRaft(c.raftConfig(n.logger, n.leadership.notify), n.fsm, n.log, c.Store, snapshots{c.Machine}, t)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("consensus: start raft: %w", err)
 	}
+	n.raft.RegisterObserver(n.leadership.observer())
+	t.start(n)
 	go n.leadership.watch(func() { n.logger.SetLevel(hclog.Warn) })
 	go n.resolve()
 	go n.compact(ctx, d.Index)
@@ -146,18 +179,15 @@ func open(c Config, t raft.Transport) (*Consensus, error) {
 // added - restarts its timer at zero, finds that it never heard of a leader, and votes for itself. With other voters the
 // timeouts stay as they are.
 func (c *Consensus) start() error {
-	servers := c.raft.GetConfiguration().Configuration().Servers
-	var member bool
-	for _, s := range servers {
-		member = member || s.ID == raft.ServerID(c.conf.NodeID)
-	}
-	if !member {
-		return fmt.Errorf("%w: node %q, servers %v", ErrNotMember, c.conf.NodeID, servers)
+	if !c.conf.Joining && !c.log.members.has(raft.ServerID(c.conf.NodeID)) {
+		return fmt.Errorf("%w: node %q, servers %v", ErrNotMember, c.conf.NodeID, c.log.members.latest().servers)
 	}
 	if !c.soleVoter() {
 		c.logger.SetLevel(hclog.Warn)
 		return nil
 	}
+	c.tuning.Lock()
+	defer c.tuning.Unlock()
 	// raft warns of the timeout that it is made to see here. Errors only, until this node leads.
 	rc := c.raft.ReloadableConfig()
 	rc.HeartbeatTimeout, rc.ElectionTimeout = c.conf.HeartbeatTimeout, c.conf.HeartbeatTimeout
@@ -165,21 +195,6 @@ func (c *Consensus) start() error {
 		return fmt.Errorf("consensus: set timeouts: %w", err)
 	}
 	return nil
-}
-
-// soleVoter says that this node is the one voter of the latest configuration.
-func (c *Consensus) soleVoter() bool {
-	var self, others int
-	for _, s := range c.raft.GetConfiguration().Configuration().Servers {
-		switch {
-		case s.Suffrage != raft.Voter:
-		case s.ID == raft.ServerID(c.conf.NodeID):
-			self++
-		default:
-			others++
-		}
-	}
-	return self == 1 && others == 0
 }
 
 // IsLeader says that this node leads, as far as it knows: a newer leader may exist that it has not heard of.
@@ -195,30 +210,6 @@ func (c *Consensus) WaitLeader(ctx context.Context) error { return c.leadership.
 // LeaderChanges tells when this node gains (true) or loses (false) leadership. There is one channel, for one receiver; of
 // changes that are not received in time only the newest is kept. It is never closed.
 func (c *Consensus) LeaderChanges() <-chan bool { return c.leadership.changes }
-
-// StepDown hands leadership to the voter that is furthest, and returns nil when this node leads no more. ErrSoleVoter
-// when there is none. Proposals fail with ErrNotApplied meanwhile.
-func (c *Consensus) StepDown() error {
-	if c.soleVoter() {
-		return ErrSoleVoter
-	}
-	select {
-	case c.slots <- struct{}{}:
-	case <-c.closing:
-		return fmt.Errorf("consensus: step down: %w", ErrClosed)
-	}
-	// Asked for like a proposal, so that Close waits for the answer: a raft that has stopped gives none.
-	p := c.submit(func() raft.Future { return c.raft.LeadershipTransfer() })
-	select {
-	case <-p.done:
-	case <-p.abandoned:
-		return fmt.Errorf("consensus: step down: %w", ErrClosed)
-	}
-	if p.err != nil {
-		return fmt.Errorf("consensus: step down: %w", p.err)
-	}
-	return nil
-}
 
 // Close refuses new proposals, waits for those in flight, and stops raft. nil means that Store and Machine will not be
 // touched any more. When ctx ends first, proposals without an answer end with ErrUnknown and Close returns an error; raft
@@ -238,8 +229,14 @@ func (c *Consensus) close(ctx context.Context) error {
 	c.mu.Unlock()
 
 	var errs []error
+	answered := make(chan struct{})
+	go func() {
+		<-c.resolved
+		c.asked.Wait()
+		close(answered)
+	}()
 	select {
-	case <-c.resolved:
+	case <-answered:
 	case <-ctx.Done():
 		errs = append(errs, fmt.Errorf("consensus: close: %d proposals without an answer: %w", len(c.slots), context.Cause(ctx)))
 	}

@@ -102,7 +102,7 @@ func TestWaitLeaderEndsWithContext(t *testing.T) {
 
 func TestBootstrap(t *testing.T) {
 	s := newMemStore(&toy{})
-	if err := Bootstrap(s, testNode); err != nil {
+	if err := Bootstrap(s, testNode, ""); err != nil {
 		t.Fatal(err)
 	}
 	var l raft.Log
@@ -113,10 +113,10 @@ func TestBootstrap(t *testing.T) {
 	if got := raft.DecodeConfiguration(l.Data); l.Type != raft.LogConfiguration || !slices.Equal(got.Servers, want) {
 		t.Errorf("entry 1 is %v %v, want configuration %v", l.Type, got, want)
 	}
-	if err := Bootstrap(s, testNode); !errors.Is(err, raft.ErrCantBootstrap) {
+	if err := Bootstrap(s, testNode, ""); !errors.Is(err, raft.ErrCantBootstrap) {
 		t.Errorf("second Bootstrap: %v, want %v", err, raft.ErrCantBootstrap)
 	}
-	if err := Bootstrap(raft.NewInmemStore(), ""); err == nil {
+	if err := Bootstrap(raft.NewInmemStore(), "", ""); err == nil {
 		t.Error("a node without id was made a member")
 	}
 }
@@ -187,7 +187,7 @@ func TestOpenRefuses(t *testing.T) {
 func TestOpenReadErrors(t *testing.T) {
 	broken := errors.New("input/output error")
 	s := raft.NewInmemStore()
-	if err := Bootstrap(s, testNode); err != nil {
+	if err := Bootstrap(s, testNode, ""); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(testConfig(t, s, brokenMachine{err: broken})); !errors.Is(err, broken) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,21 @@ type fsm struct {
 	// delivered is the index of the last entry that the machine has applied. raft's own idea of it runs ahead: its
 	// barriers and no-ops count there and never come here. Written by raft's FSM goroutine.
 	delivered atomic.Uint64
+	// configured is told the index of each configuration that was delivered.
+	configured func(index uint64)
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced when delivered has changed; nil: nobody waits
+}
+
+// progress returns a channel that is closed when delivered has changed after the call.
+func (f *fsm) progress() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.changed == nil {
+		f.changed = make(chan struct{})
+	}
+	return f.changed
 }
 
 var (
@@ -44,7 +60,18 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	if len(results) != len(entries) {
 		panic(fmt.Sprintf("consensus: machine returned %d results for %d entries", len(results), len(entries)))
 	}
+	for _, e := range entries {
+		if e.Configuration {
+			f.configured(e.Index)
+		}
+	}
 	f.delivered.Store(entries[len(entries)-1].Index)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.changed != nil {
+		close(f.changed)
+		f.changed = nil
+	}
 	return results
 }
 

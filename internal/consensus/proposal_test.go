@@ -240,7 +240,7 @@ func TestCloseGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := &toy{}
 		s := newMemStore(y)
-		if err := Bootstrap(s, testNode); err != nil {
+		if err := Bootstrap(s, testNode, ""); err != nil {
 			t.Fatal(err)
 		}
 		c, err := Open(testConfig(t, s, y))

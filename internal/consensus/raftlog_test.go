@@ -33,7 +33,7 @@ func plug(t *testing.T, disk *vfs.MemFS, y *toy) *plugged {
 		Die:     die, Logger: logger,
 	})
 	if last, _ := log.LastIndex(); last == 0 {
-		if err := Bootstrap(guarded, testNode); err != nil {
+		if err := Bootstrap(guarded, testNode, ""); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -147,6 +147,9 @@ func (c *Consensus) compact(ctx context.Context, done uint64) {
 		if delivered == done || !due || now.Before(notBefore) {
 			continue
 		}
+		if err := c.retain(); err != nil {
+			c.logger.Error("set how much of the log is kept", "error", err)
+		}
 		err := c.raft.Snapshot().Error() // raft logs a failure
 		switch {
 		case err == nil:

@@ -187,7 +187,7 @@ func start(t testing.TB, change ...func(*Config)) *node {
 	t.Helper()
 	y := &toy{}
 	s := newMemStore(y)
-	if err := Bootstrap(s, testNode); err != nil {
+	if err := Bootstrap(s, testNode, ""); err != nil {
 		t.Fatal(err)
 	}
 	return reopen(t, s, y, change...)

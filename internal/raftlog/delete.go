@@ -43,3 +43,29 @@ func (s *Store) DeleteRange(min, max uint64) error {
 	}
 	return s.writeBatch(g, []record{r})
 }
+
+// Reset empties the log, whatever it holds, and makes next the index that NextIndex reports, durably, in one batch. It is for
+// a state machine that was brought to next - 1 by other means than this log. next must be above 1, and above NextIndex
+// unless there are entries that it takes away. Errors are those of StoreLogs.
+func (s *Store) Reset(next uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	if next < 2 || s.first > s.last && next <= s.last || s.first <= s.last && next < s.first {
+		return fmt.Errorf("raftlog: reset to index %d of a log that is [%d, %d]", next, s.first, s.last)
+	}
+	var records []record
+	if s.first <= s.last && s.last >= next {
+		// The head delete alone would leave what is at next and beyond.
+		records = append(records, record{kind: kindSuffixDelete, index: next - 1})
+	}
+	records = append(records, record{kind: kindHeadDelete, index: next})
+	g, _, err := s.room(records) // both fit any segment
+	if err != nil {
+		return err
+	}
+	records[len(records)-1].oldest = g.sequence
+	return s.writeBatch(g, records)
+}

@@ -104,6 +104,9 @@ func (g *Guarded) LastIndex() (index uint64, err error) {
 	return index, err
 }
 
+// NextIndex is that of the Store.
+func (g *Guarded) NextIndex() uint64 { return g.s.NextIndex() }
+
 // GetLog implements raft.LogStore.
 func (g *Guarded) GetLog(index uint64, l *raft.Log) error {
 	return g.watched("GetLog", func() error { return g.s.GetLog(index, l) })

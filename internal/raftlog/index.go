@@ -107,6 +107,14 @@ func (s *Store) LastIndex() (uint64, error) {
 	return s.last, s.usable()
 }
 
+// NextIndex returns one more than the last index that the log holds or, if it is empty, held: 1 for a new log, and what
+// Reset was given after it.
+func (s *Store) NextIndex() uint64 {
+	s.view.RLock()
+	defer s.view.RUnlock()
+	return s.last + 1
+}
+
 // GetLog implements raft.LogStore. It reads the entry from its file and checks it. The error is raft.ErrLogNotFound for
 // an index that the log does not hold, and wraps ErrCorrupt for a damaged entry. It may run concurrently with writes.
 func (s *Store) GetLog(index uint64, l *raft.Log) error {
