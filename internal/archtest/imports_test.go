@@ -123,6 +123,20 @@ var table = map[string]row{
 		},
 		not: []string{pebble, raft},
 	},
+	"internal/tlsfile": {
+		job: "keeps a certificate and its authorities as fresh as their files",
+		not: []string{grpc, protobuf, pebble, raft},
+	},
+	"internal/devca": {
+		job: "is a certificate authority in a directory, for trying out and for tests",
+		may: []string{"client/lineage"},
+		not: []string{grpc, protobuf, pebble, raft},
+	},
+	"internal/peer": {
+		job: "lets nodes talk to each other, each knowing who the other is, and keeps strangers out; of raft it knows its stream layer only",
+		may: []string{"internal/tlsfile", "client/lineage"},
+		not: []string{pebble, protobuf},
+	},
 	"internal/httpapi": {
 		job: "serves tiles, health and metrics over HTTP",
 		not: []string{pebble, raft, grpc, protobuf},
@@ -166,7 +180,7 @@ var onlyIn = []struct {
 	{"golang.org/x/term", []string{"cmd/..."}, "a library does not draw on terminals"},
 	{"go.yaml.in/yaml/v3", []string{"cmd/ledgerd"}, "YAML is for the daemon's config file and for nothing that is hashed or stored"},
 	{"github.com/hashicorp/go-hclog", []string{"internal/consensus"}, "slog is the logger; hclog is raft's and stays at raft"},
-	{raft, []string{"internal/consensus", "internal/raftlog", "internal/node"}, "raft is an implementation of consensus, not a vocabulary"},
+	{raft, []string{"internal/consensus", "internal/raftlog", "internal/peer", "internal/node"}, "raft is an implementation of consensus, not a vocabulary"},
 	{"github.com/fxamacker/cbor/v2", nil, "the leaf codec is ours and the reference is an oracle of its tests"},
 	{"github.com/transparency-dev/merkle", nil, "an oracle that the product uses is no oracle"},
 	{"github.com/google/go-cmp", nil, "a test dependency"},
