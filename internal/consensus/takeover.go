@@ -69,8 +69,7 @@ func LastMembership(s Store, d Position) (servers []Server, index uint64, err er
 
 // TakeOver makes a stopped node the only voter of its cluster by appending a configuration entry to its log: for the loss of a majority, and
 // to begin the log of a restored machine. It forgets nothing: every entry that the log has stays, and is committed by the node
-// alone when it starts. The entry has a term above every one that this node has seen, so that it is part of history like any other, and the
-// state machine will keep the membership it holds. d is the machine's durable position.
+// alone when it starts. The entry has a term above every one that this node has seen, so that it is a part of history like any other. d is the machine's durable position.
 //
 // raft.RecoverCluster would not do: it takes the membership of the stored snapshot, applies the log to a machine that it expects to be
 // restored from that snapshot, and truncates the log. Here a snapshot has no content.
@@ -85,12 +84,10 @@ func TakeOver(s Store, d Position, nodeID, address string) (Takeover, error) {
 	if err != nil {
 		return Takeover{}, fmt.Errorf("consensus: last index of the log: %w", err)
 	}
-	t := Takeover{Kept: last}
-	if last == 0 {
-		t.Kept = d.Index // the log was emptied behind a machine that was brought here otherwise
-	} else if err := checkLog(s, d); err != nil {
+	if err := checkLog(s, d); err != nil {
 		return Takeover{}, err
 	}
+	t := Takeover{Kept: max(last, d.Index)} // an empty log continues where ResetLog has put it
 	if t.Before, t.BeforeIndex, err = LastMembership(s, d); err != nil {
 		return Takeover{}, err
 	}
