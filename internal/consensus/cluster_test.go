@@ -4,74 +4,194 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
 )
 
-// cluster is three nodes over raft's in-memory transport, in fake time.
+// cluster is some nodes over raft's in-memory transport, in fake time.
 type cluster struct {
-	ids        []string
+	ids        []string // those that are open
 	nodes      map[string]*node
 	transports map[string]*raft.InmemTransport
+
+	mu  sync.Mutex
+	cut map[[2]string]bool // links that are down, both ways noted
+	// asked counts the questions for terms; hold, if set, is received from before each answer.
+	asked int
+	hold  chan struct{}
+	// segmented says that nodes get the real log.
+	segmented bool
+	// behind is what Config.Behind was told, by node.
+	behind map[string][]Behind
 }
 
-func startCluster(t *testing.T) *cluster {
-	c := &cluster{
-		ids: []string{"n1", "n2", "n3"}, nodes: map[string]*node{}, transports: map[string]*raft.InmemTransport{},
+func newCluster() *cluster {
+	return &cluster{
+		nodes: map[string]*node{}, transports: map[string]*raft.InmemTransport{}, cut: map[[2]string]bool{},
+		behind: map[string][]Behind{},
 	}
-	for _, id := range c.ids {
-		_, c.transports[id] = raft.NewInmemTransport(raft.ServerAddress(id))
-	}
-	for _, id := range c.ids {
-		c.connect(id)
-	}
-	for _, id := range c.ids {
-		y := &toy{}
-		n := &node{toy: y, store: newMemStore(y)}
-		var servers []Server
-		for _, id := range c.ids {
-			servers = append(servers, Server{ID: id, Address: id})
-		}
-		if err := bootstrap(n.store, id, servers...); err != nil {
-			t.Fatal(err)
-		}
-		conf := testConfig(t, n.store, y)
-		conf.NodeID = id
-		conf, err := conf.withDefaults()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n.Consensus, err = open(conf, newTransport(c.transports[id], raft.ServerAddress(id), plainAddress)); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := n.Close(context.Background()); err != nil {
-				t.Error(err)
-			}
-		})
-		c.nodes[id] = n
+}
+
+// startCluster starts three voters.
+func startCluster(t *testing.T, change ...func(*Config)) *cluster {
+	c := newCluster()
+	c.found(t, "n1", "n2", "n3")
+	for _, id := range []string{"n1", "n2", "n3"} {
+		c.open(t, id, change...)
 	}
 	return c
 }
 
-// connect links id with all others, isolate cuts it off.
-func (c *cluster) connect(id string) {
+// found makes ids, which are new, the voters of a new cluster.
+func (c *cluster) found(t *testing.T, ids ...string) {
+	var servers []Server
+	for _, id := range ids {
+		servers = append(servers, Server{ID: id, Address: id})
+	}
+	for _, id := range ids {
+		if err := bootstrap(c.create(t, id).disk(), id, servers...); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// create makes the empty disks of node id.
+func (c *cluster) create(t *testing.T, id string) *node {
+	y := &toy{}
+	n := &node{toy: y, store: newMemStore(y)}
+	if c.segmented {
+		n.useSegmentLog(t, vfs.NewCrashableMem())
+	}
+	c.nodes[id] = n
+	return n
+}
+
+// disk is the store of n that is in use.
+func (n *node) disk() Store {
+	if n.segments != nil {
+		return n.segments.guarded
+	}
+	return n.store
+}
+
+// open starts node id on what is on its disks.
+func (c *cluster) open(t *testing.T, id string, change ...func(*Config)) *node {
+	t.Helper()
+	n := c.nodes[id]
+	_, c.transports[id] = raft.NewInmemTransport(raft.ServerAddress(id))
+	c.ids = append(slices.DeleteFunc(c.ids, func(other string) bool { return other == id }), id)
+	c.reconnect(id)
+	conf := testConfig(t, n.disk(), n.toy)
+	conf.NodeID = id
+	conf.Term = func(ctx context.Context, to string) (uint64, error) { return c.askTerm(ctx, id, to) }
+	conf.Behind = func(b Behind) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.behind[id] = append(c.behind[id], b)
+	}
+	for _, f := range change {
+		f(&conf)
+	}
+	conf, err := conf.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.Consensus, err = open(conf, newTransport(c.transports[id], raft.ServerAddress(id), plainAddress)); err != nil {
+		t.Fatal(err)
+	}
+	opened := n.Consensus
+	t.Cleanup(func() {
+		if err := opened.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// stop ends node id; open may start it again.
+func (c *cluster) stop(t *testing.T, id string) {
+	t.Helper()
+	if err := c.nodes[id].Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.ids = slices.DeleteFunc(c.ids, func(other string) bool { return other == id })
 	for _, other := range c.ids {
-		if other != id {
+		c.transports[other].Disconnect(raft.ServerAddress(id))
+	}
+}
+
+// askTerm is Config.Term of node from: it goes the way of the messages.
+func (c *cluster) askTerm(ctx context.Context, from, to string) (uint64, error) {
+	c.mu.Lock()
+	c.asked++
+	down, hold := c.cut[[2]string{from, to}] || !slices.Contains(c.ids, to), c.hold
+	c.mu.Unlock()
+	if down {
+		<-ctx.Done()
+		return 0, context.Cause(ctx)
+	}
+	term := c.nodes[to].Term()
+	if hold != nil {
+		<-hold
+	}
+	return term, nil
+}
+
+// reconnect brings the links of id up that are not cut.
+func (c *cluster) reconnect(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, other := range c.ids {
+		if other != id && !c.cut[[2]string{id, other}] {
 			c.transports[id].Connect(raft.ServerAddress(other), c.transports[other])
 			c.transports[other].Connect(raft.ServerAddress(id), c.transports[id])
 		}
 	}
 }
 
-func (c *cluster) isolate(id string) {
-	for _, other := range c.ids {
+// connect links id with all others, isolate cuts it off.
+func (c *cluster) connect(id string) {
+	c.mu.Lock()
+	for link := range c.cut {
+		if link[0] == id || link[1] == id {
+			delete(c.cut, link)
+		}
+	}
+	c.mu.Unlock()
+	c.reconnect(id)
+}
+
+func (c *cluster) isolate(id string) { c.sever(id, c.ids...) }
+
+// sever cuts the links between id and others.
+func (c *cluster) sever(id string, others ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, other := range others {
+		if other == id {
+			continue
+		}
+		c.cut[[2]string{id, other}], c.cut[[2]string{other, id}] = true, true
 		c.transports[id].Disconnect(raft.ServerAddress(other))
 		c.transports[other].Disconnect(raft.ServerAddress(id))
 	}
+}
+
+// eventually waits for a condition, ten seconds of fake time.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 1000 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("not within ten seconds of fake time: %s", what)
 }
 
 // leader waits for the one leader among ids that has applied everything of earlier terms, and returns it and the others.

@@ -62,7 +62,7 @@ type Config struct {
 	// Address is the peer address, HOST:PORT, that this node advertises: its raft ServerAddress. Default: NodeID, that of a
 	// node without one.
 	Address string
-	// Stream connects to other nodes. It is for one Consensus, which closes it. The address that it dials is that of the
+	// Stream connects to other nodes. It is for one Consensus, which closes it, also when Open fails. The address that it dials is that of the
 	// cluster's configuration with the node id in front, "ID@ADDRESS". nil: memory, for a cluster of one.
 	Stream raft.StreamLayer
 	// Joining says that the cluster's configuration need not name this node yet, and that the store may be empty: the node

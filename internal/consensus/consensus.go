@@ -143,6 +143,7 @@ func open(c Config, t *transport) (_ *Consensus, err error) {
 		transport:   t,
 		logger:      newLogger(c.Logger, hclog.Error), // until start says otherwise
 		leadership:  newLeadership(),
+		fence:       newFence(),
 		slots:       make(chan struct{}, c.MaxAppendEntries),
 		queue:       make(chan *Proposal, c.MaxAppendEntries),
 		resolved:    make(chan struct{}),
@@ -227,6 +228,7 @@ func (c *Consensus) close(ctx context.Context) error {
 	close(c.closing)
 	close(c.queue)
 	c.mu.Unlock()
+	c.fence.cancel(ErrClosed)
 
 	var errs []error
 	answered := make(chan struct{})

@@ -27,8 +27,16 @@ type fence struct {
 	next    *round // collects reads; nil: none has arrived
 	rounds  uint64 // begun so far
 
+	ctx    context.Context // ends when Close begins
+	cancel context.CancelCauseFunc
+
 	// barrier is the term of the last barrier. Used by the round that is under way only.
 	barrier uint64
+}
+
+func newFence() fence {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	return fence{ctx: ctx, cancel: cancel}
 }
 
 // round is one question to the voters.
@@ -100,21 +108,17 @@ func (c *Consensus) fenceRounds() {
 }
 
 func (c *Consensus) fenceRound() (delivered uint64, err error) {
-	ctx, cancel := context.WithTimeout(c.fsm.ctx, fenceTimeout)
+	ctx, cancel := context.WithTimeout(c.fence.ctx, fenceTimeout)
 	defer cancel()
-	go func() { // fsm.ctx ends late in Close, which waits for this round
-		select {
-		case <-c.closing:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	term := c.Term()
 	if !c.IsLeader() {
 		return 0, ErrNotLeader
 	}
 	if c.fence.barrier != term {
 		if err := c.Barrier(ctx); err != nil {
+			if ctx.Err() != nil {
+				return 0, fmt.Errorf("%w: barrier: %w", ErrNoMajority, context.Cause(ctx))
+			}
 			return 0, fmt.Errorf("%w: barrier: %w", ErrNotLeader, err)
 		}
 		if !c.leads(term) { // the barrier may be one of another term

@@ -74,28 +74,32 @@ func (t *transport) holds(index, term uint64) (bool, error) {
 // What remains begins right behind d and needs no check of a previous entry. The commit index that goes with it must not
 // exceed what was checked; raft would take it for everything in the log.
 func (t *transport) rebase(q *raft.AppendEntriesRequest) *raft.AppendEntriesRequest {
-	if q.PrevLogEntry == 0 {
-		return q
+	if q.PrevLogEntry == 0 && len(q.Entries) == 0 {
+		return q // a heartbeat
 	}
 	first, err := t.node.log.FirstIndex()
-	if err != nil || first > 0 && q.PrevLogEntry >= first {
+	if err != nil || first == 1 || first > 1 && q.PrevLogEntry >= first {
 		return q
 	}
 	d, err := t.node.conf.Machine.Durable()
-	if err != nil || q.PrevLogEntry > d.Index {
+	if err != nil || d.Index == 0 || q.PrevLogEntry > d.Index {
 		return q
 	}
 	n := d.Index - q.PrevLogEntry // entries of the message up to d
 	last := q.PrevLogEntry + uint64(len(q.Entries))
+	r := *q // the sender may be in this process and send it again
 	switch {
 	case n == 0 && q.PrevLogTerm == d.Term:
 	case n > 0 && last >= d.Index && q.Entries[n-1].Index == d.Index && q.Entries[n-1].Term == d.Term:
 	case last < d.Index && last <= q.LeaderCommitIndex:
 		n = uint64(len(q.Entries))
 	default:
-		return q
+		if q.PrevLogEntry == 0 {
+			// raft would not reject the beginning of the log, and store it in a log that is to continue at d. Make it.
+			r.PrevLogEntry, r.PrevLogTerm = d.Index, d.Term+1
+		}
+		return &r
 	}
-	r := *q // the sender may be in this process and send it again
 	r.PrevLogEntry, r.PrevLogTerm = 0, 0
 	r.Entries = q.Entries[n:]
 	r.LeaderCommitIndex = min(q.LeaderCommitIndex, max(last, d.Index))

@@ -16,7 +16,11 @@ func (c *Consensus) retain() error {
 		if err != nil {
 			return err
 		}
-		want = trailingLogs(c.conf.TrailingBytes, c.conf.LogBytes(), c.raft.LastIndex()+1-first)
+		var entries uint64
+		if first > 0 {
+			entries = c.raft.LastIndex() + 1 - first
+		}
+		want = trailingLogs(c.conf.TrailingBytes, c.conf.LogBytes(), entries)
 	}
 	c.tuning.Lock()
 	defer c.tuning.Unlock()

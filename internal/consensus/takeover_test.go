@@ -72,7 +72,7 @@ func TestTakeOver(t *testing.T) {
 		}
 		alone.propose(t, "d")
 
-		c.create("n4")
+		c.create(t, "n4")
 		c.open(t, "n4", func(conf *Config) { conf.Joining = true })
 		if err := alone.AddVoter(t.Context(), "n4", "n4", index); err != nil {
 			t.Fatal(err)

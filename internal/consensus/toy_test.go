@@ -170,8 +170,9 @@ const testNode = "node-1"
 // node is one node of a test: what is on its disks and what runs on top.
 type node struct {
 	*Consensus
-	toy   *toy
-	store *memStore
+	toy      *toy
+	store    *memStore
+	segments *segmentLog // in place of store, if set
 }
 
 // testConfig never takes a snapshot by itself.
