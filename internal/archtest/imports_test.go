@@ -118,7 +118,7 @@ var table = map[string]row{
 	"internal/rpc": {
 		job: "is the only place where domain meets protobuf and status codes",
 		may: []string{
-			"internal/ledger", "internal/sequencer", "internal/signer", "internal/checkpoint", "internal/merkle",
+			"internal/cluster", "internal/ledger", "internal/sequencer", "internal/signer", "internal/checkpoint", "internal/merkle",
 			"client/lineage", "client/receipt", "client/eventpb", "proto/ledger/v1",
 		},
 		not: []string{pebble, raft},

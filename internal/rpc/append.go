@@ -23,7 +23,7 @@ func (s *Service) Append(ctx context.Context, r *ledgerv1.AppendRequest) (*ledge
 	resp, _, err := lead(ctx, s, leading[*ledgerv1.AppendResponse]{
 		again: true, // under the same event id: it has one answer
 		local: func(ctx context.Context) (*ledgerv1.AppendResponse, error) {
-			return here(ctx, s, r, (*Backend).appendOne)
+			return hereKnown(ctx, s, r, (*Backend).appendOne)
 		},
 		remote: there[ledgerv1.AppendResponse](ledgerv1.LedgerService_Append_FullMethodName, r),
 	})
@@ -35,7 +35,7 @@ func (s *Service) BatchAppend(ctx context.Context, r *ledgerv1.BatchAppendReques
 	resp, _, err := lead(ctx, s, leading[*ledgerv1.BatchAppendResponse]{
 		again: true,
 		local: func(ctx context.Context) (*ledgerv1.BatchAppendResponse, error) {
-			return here(ctx, s, r, (*Backend).appendBatch)
+			return hereKnown(ctx, s, r, (*Backend).appendBatch)
 		},
 		remote: there[ledgerv1.BatchAppendResponse](ledgerv1.LedgerService_BatchAppend_FullMethodName, r),
 	})
@@ -60,6 +60,18 @@ func here[Q, R any](ctx context.Context, s *Service, r Q, f func(*Backend, conte
 		return resp, err
 	}
 	return f(b, ctx, who, r)
+}
+
+// hereKnown is here for a change to a log that should exist. A node that has just come to lead may not have applied yet that it was created.
+func hereKnown[Q, R any](ctx context.Context, s *Service, r Q, f func(*Backend, context.Context, caller, Q) (R, error)) (R, error) {
+	resp, err := here(ctx, s, r, f)
+	if errors.Is(err, ledger.ErrNotFound) && s.o.Router != nil {
+		if err := s.fence(ctx); err != nil {
+			return resp, err
+		}
+		return here(ctx, s, r, f)
+	}
+	return resp, err
 }
 
 // there makes a change on another node.

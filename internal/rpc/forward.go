@@ -60,9 +60,12 @@ func forward[R any, P interface {
 	return resp, stream.RecvMsg(resp)
 }
 
-// decoded decodes an answer that was passed on.
+// decoded decodes an answer that was passed on; one that was made here is decoded already.
 func decoded[P proto.Message](m P) (P, error) {
 	raw := m.ProtoReflect().GetUnknown()
+	if len(raw) == 0 {
+		return m, nil
+	}
 	m.ProtoReflect().SetUnknown(nil)
 	return m, proto.Unmarshal(raw, m)
 }

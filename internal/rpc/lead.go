@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/provledger/provledger/internal/cluster"
 	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/sequencer"
 	"github.com/provledger/provledger/internal/signer"
@@ -64,7 +65,7 @@ func judge(err error) outcome {
 		return final // the leader has recorded it and refuses to sign: nobody else will while it leads
 	case errors.Is(err, sequencer.ErrUnknown):
 		return unknown
-	case errors.Is(err, sequencer.ErrNotApplied), errors.Is(err, sequencer.ErrKey), errors.Is(err, signer.ErrNoKey):
+	case errors.Is(err, sequencer.ErrNotApplied), errors.Is(err, sequencer.ErrKey), errors.Is(err, signer.ErrNoKey), errors.Is(err, cluster.ErrNotLeader):
 		return notApplied
 	case errors.Is(err, ledger.ErrQuarantined):
 		return unknown // what is refused before anything is proposed wraps ErrNotApplied
@@ -132,6 +133,8 @@ type leading[R any] struct {
 	remote func(context.Context, grpc.ClientConnInterface) (R, error)
 	// again permits another attempt after one of unknown outcome.
 	again bool
+	// patient lets an attempt at another node take as long as the caller has: a change of the cluster may wait for a node to catch up.
+	patient bool
 }
 
 // lead makes a change on the leader, wherever that is, in as many attempts as the caller's deadline permits. unsure says that an attempt
@@ -162,7 +165,13 @@ func lead[R any](ctx context.Context, s *Service, c leading[R]) (resp R, unsure 
 		if local {
 			resp, err = c.local(ctx)
 		} else {
-			resp, err = attempt(ctx, s, cc, c.remote)
+			var cancel context.CancelFunc = func() {}
+			try := ctx
+			if !c.patient {
+				try, cancel = context.WithTimeout(ctx, attemptTimeout)
+			}
+			resp, err = attempt(try, s, cc, c.remote)
+			cancel()
 		}
 		if err == nil {
 			return resp, known == sequencer.ErrUnknown, nil
@@ -181,7 +190,7 @@ func lead[R any](ctx context.Context, s *Service, c leading[R]) (resp R, unsure 
 				keyless = time.Now()
 			}
 			if time.Since(keyless) > noKeyPatience && known == sequencer.ErrNotApplied {
-				return resp, false, annotate(err, "leader", hint)
+				return resp, false, annotateLocal(err, hint)
 			}
 		}
 		if known == sequencer.ErrUnknown && !c.again || !pause(ctx, n) {
@@ -218,6 +227,12 @@ func undecided(caller context.Context, known, last error, hint string) error {
 	return annotate(err, "leader", hint)
 }
 
+// hasStatus reports whether an error is a status, as those of other nodes are.
+func hasStatus(err error) bool {
+	_, ok := status.FromError(err)
+	return ok
+}
+
 // textOf is what an error says, without the wire's words around it.
 func textOf(err error) string {
 	if s, ok := status.FromError(err); ok {
@@ -240,7 +255,7 @@ func pause(ctx context.Context, n int) bool {
 
 // attempt asks the leader once. It ends early when another node is the leader: the old one may be paused or cut off and never answer.
 func attempt[R any](ctx context.Context, s *Service, cc grpc.ClientConnInterface, f func(context.Context, grpc.ClientConnInterface) (R, error)) (R, error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ctx, cancelHop := ours(ctx, hopMargin)
 	defer cancelHop()

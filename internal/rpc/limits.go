@@ -41,7 +41,8 @@ const (
 	connectionWindow = 4 << 20
 
 	// maxReads and maxWrites at once: reads must not keep writes out, nor the other way round. A write waits for the disk, so many may
-	// be on their way; a read costs CPU, so few more than cores make sense, and the rest queue.
+	// be on their way; a read costs CPU, so few more than cores make sense, and the rest queue. One that waits for entries or for the
+	// leader costs none and is not counted.
 	maxReads  = 64
 	maxWrites = 4_096
 	// maxScans at once: each keeps a core busy, and they must not keep point reads waiting.

@@ -68,11 +68,17 @@ type Service struct {
 
 	o    Options
 	held holder
+
+	// One slot a read in progress.
+	reads, scans chan struct{}
 }
 
 // New returns a service.
 func New(o Options) *Service {
-	return &Service{o: o, held: holder{backend: o.Backend, calls: make(map[*holding]struct{})}}
+	return &Service{
+		o: o, held: holder{backend: o.Backend, calls: make(map[*holding]struct{})},
+		reads: make(chan struct{}, maxReads), scans: make(chan struct{}, maxScans),
+	}
 }
 
 // Register adds the services to a server: to that for clients and to that for other nodes, which pass calls on. Both need

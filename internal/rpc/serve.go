@@ -56,9 +56,11 @@ func answer[Q readRequest, R any, P interface {
 	if err == nil || !incapable(err) || s.o.Router == nil || forwarded(ctx) {
 		return resp, err
 	}
-	short, cancel := context.WithTimeout(ctx, insteadTimeout)
+	short, cancel := ours(ctx, answerMargin)
+	defer cancel()
+	short, cancelShort := context.WithTimeout(short, insteadTimeout)
 	isLocal, cc, hint, e := s.o.Router.Leader(short)
-	cancel()
+	cancelShort()
 	if e != nil || isLocal {
 		return nil, annotate(err, "leader", hint)
 	}
@@ -82,6 +84,15 @@ func localAnswer[Q readRequest, P proto.Message](ctx context.Context, s *Service
 	if err != nil {
 		return none, ended(ctx, err)
 	}
+	slots := s.reads
+	if _, scan := any(r).(*ledgerv1.FindEntriesRequest); scan {
+		slots = s.scans
+	}
+	done, err := take(ctx, slots)
+	if err != nil {
+		return none, ended(ctx, err)
+	}
+	defer done()
 	resp, err := local(b, ctx, r)
 	if errors.Is(err, ledger.ErrNotFound) {
 		err = annotate(fmt.Errorf("%w (at tree size %d)", err, size), "tree_size", strconv.FormatUint(size, 10))

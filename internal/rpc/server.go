@@ -15,14 +15,14 @@ import (
 
 	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/sequencer"
+	ledgerv1 "github.com/provledger/provledger/proto/ledger/v1"
 )
 
 // ServerOptions returns the limits that every server of this API runs under, and the interceptors that turn errors into statuses, keep
 // reads and writes out of each other's way and measure.
 func ServerOptions(l *slog.Logger, m *Metrics) []grpc.ServerOption {
 	c := &calls{
-		log: l, metrics: m, reads: make(chan struct{}, maxReads), writes: make(chan struct{}, maxWrites),
-		scans: make(chan struct{}, maxScans), streams: make(chan struct{}, maxOpenStreams),
+		log: l, metrics: m, writes: make(chan struct{}, maxWrites), streams: make(chan struct{}, maxOpenStreams),
 	}
 	return []grpc.ServerOption{
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -49,7 +49,7 @@ type calls struct {
 	metrics *Metrics
 
 	// One slot a call in progress.
-	reads, writes, scans, streams chan struct{}
+	writes, streams chan struct{}
 }
 
 // shortName is the last part of a full method name.
@@ -85,13 +85,15 @@ func (c *calls) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 }
 
 func (c *calls) admit(ctx context.Context, method string) (release func(), err error) {
-	slots := c.reads
-	switch shortName(method) {
-	case "Append", "BatchAppend", "CreateLog":
-		slots = c.writes
-	case "FindEntries":
-		slots = c.scans
+	switch method {
+	case ledgerv1.LedgerService_Append_FullMethodName, ledgerv1.LedgerService_BatchAppend_FullMethodName, ledgerv1.LedgerService_CreateLog_FullMethodName:
+		return take(ctx, c.writes)
 	}
+	return func() {}, nil
+}
+
+// take waits for a slot.
+func take(ctx context.Context, slots chan struct{}) (release func(), err error) {
 	select {
 	case slots <- struct{}{}:
 		return func() { <-slots }, nil

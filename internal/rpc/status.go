@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/cluster"
 	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/sequencer"
 	"github.com/provledger/provledger/internal/signer"
@@ -105,6 +106,8 @@ var classes = []struct {
 	{sequencer.ErrKey, codes.Unavailable, reasonNoKey},
 	{signer.ErrNoKey, codes.Unavailable, reasonNoKey},
 	{sequencer.ErrNotApplied, codes.Unavailable, reasonNotApplied},
+	{cluster.ErrNotLeader, codes.Unavailable, reasonNotApplied},
+	{cluster.ErrRefused, codes.FailedPrecondition, reasonRefused},
 	{ledger.ErrQuarantined, codes.FailedPrecondition, reasonQuarantined},
 	{ledger.ErrConflict, codes.AlreadyExists, ""},
 	{ledger.ErrInvalid, codes.InvalidArgument, ""},

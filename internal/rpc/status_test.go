@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/cluster"
 	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/sequencer"
 	"github.com/provledger/provledger/internal/signer"
@@ -52,6 +53,8 @@ func TestStatusTable(t *testing.T) {
 		{err: fmt.Errorf("%w: %w", sequencer.ErrUnknown, context.Canceled), code: codes.Canceled, reason: "UNKNOWN_OUTCOME"},
 		{err: signer.ErrFork, code: codes.FailedPrecondition, reason: "NOT_SIGNING"},
 		{err: signer.ErrBehind, code: codes.Unavailable, reason: "NOT_SIGNING", retry: true},
+		{err: cluster.ErrNotLeader, code: codes.Unavailable, reason: "NOT_APPLIED", retry: true},
+		{err: cluster.ErrRefused, code: codes.FailedPrecondition, reason: "REFUSED"},
 		{err: context.DeadlineExceeded, code: codes.DeadlineExceeded},
 		{err: context.Canceled, code: codes.Canceled},
 		{err: status.Error(codes.PermissionDenied, "no"), code: codes.PermissionDenied},

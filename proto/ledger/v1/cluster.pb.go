@@ -237,7 +237,7 @@ type Member struct {
 	DurableIndex  uint64 `protobuf:"varint,13,opt,name=durable_index,json=durableIndex,proto3" json:"durable_index,omitempty"`
 	FirstLogIndex uint64 `protobuf:"varint,14,opt,name=first_log_index,json=firstLogIndex,proto3" json:"first_log_index,omitempty"`
 	LastLogIndex  uint64 `protobuf:"varint,15,opt,name=last_log_index,json=lastLogIndex,proto3" json:"last_log_index,omitempty"`
-	// Raft log entries that the leader has and the node has not applied yet.
+	// Raft log entries that another member has applied and the node has not.
 	LagEntries uint64 `protobuf:"varint,16,opt,name=lag_entries,json=lagEntries,proto3" json:"lag_entries,omitempty"`
 	// Raft index of the membership that the node holds.
 	ConfigurationIndex uint64 `protobuf:"varint,17,opt,name=configuration_index,json=configurationIndex,proto3" json:"configuration_index,omitempty"`
@@ -252,9 +252,13 @@ type Member struct {
 	MissingKeys     []string `protobuf:"bytes,22,rep,name=missing_keys,json=missingKeys,proto3" json:"missing_keys,omitempty"`
 	MissingKeyCount uint32   `protobuf:"varint,23,opt,name=missing_key_count,json=missingKeyCount,proto3" json:"missing_key_count,omitempty"`
 	// Free bytes on the node's file system.
-	FreeBytes     uint64 `protobuf:"varint,24,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	FreeBytes uint64 `protobuf:"varint,24,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// A non-voter that becomes a voter once it has caught up. Known to the leader only.
+	BecomesVoter bool `protobuf:"varint,25,opt,name=becomes_voter,json=becomesVoter,proto3" json:"becomes_voter,omitempty"`
+	// When the node's certificate for the peer port expires, microseconds since the Unix epoch; 0 if not known.
+	CertificateExpiresUs int64 `protobuf:"varint,26,opt,name=certificate_expires_us,json=certificateExpiresUs,proto3" json:"certificate_expires_us,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Member) Reset() {
@@ -451,6 +455,20 @@ func (x *Member) GetMissingKeyCount() uint32 {
 func (x *Member) GetFreeBytes() uint64 {
 	if x != nil {
 		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *Member) GetBecomesVoter() bool {
+	if x != nil {
+		return x.BecomesVoter
+	}
+	return false
+}
+
+func (x *Member) GetCertificateExpiresUs() int64 {
+	if x != nil {
+		return x.CertificateExpiresUs
 	}
 	return 0
 }
@@ -1027,7 +1045,7 @@ const file_ledger_v1_cluster_proto_rawDesc = "" +
 	"\x13configuration_index\x18\x05 \x01(\x04R\x12configurationIndex\x12'\n" +
 	"\x0fcommand_version\x18\x06 \x01(\rR\x0ecommandVersion\x12+\n" +
 	"\amembers\x18\a \x03(\v2\x11.ledger.v1.MemberR\amembers\x12\x1a\n" +
-	"\bwarnings\x18\b \x03(\tR\bwarnings\"\x9f\x06\n" +
+	"\bwarnings\x18\b \x03(\tR\bwarnings\"\xfa\x06\n" +
 	"\x06Member\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1f\n" +
@@ -1058,7 +1076,9 @@ const file_ledger_v1_cluster_proto_rawDesc = "" +
 	"\fmissing_keys\x18\x16 \x03(\tR\vmissingKeys\x12*\n" +
 	"\x11missing_key_count\x18\x17 \x01(\rR\x0fmissingKeyCount\x12\x1d\n" +
 	"\n" +
-	"free_bytes\x18\x18 \x01(\x04R\tfreeBytes\"I\n" +
+	"free_bytes\x18\x18 \x01(\x04R\tfreeBytes\x12#\n" +
+	"\rbecomes_voter\x18\x19 \x01(\bR\fbecomesVoter\x124\n" +
+	"\x16certificate_expires_us\x18\x1a \x01(\x03R\x14certificateExpiresUs\"I\n" +
 	"\x10AddMemberRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1b\n" +
 	"\tnon_voter\x18\x02 \x01(\bR\bnonVoter\">\n" +
