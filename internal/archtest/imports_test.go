@@ -81,6 +81,11 @@ var table = map[string]row{
 		not:  []string{network, "os"},
 		deep: []string{raft, grpc},
 	},
+	"internal/catchup": {
+		job: "brings a lagging replica forward, verified; peers are an interface, so that lying ones can be tried",
+		may: []string{"internal/ledger", "internal/merkle"},
+		not: []string{pebble, raft, grpc, protobuf, network, "os"},
+	},
 	"internal/raftlog": {
 		job:  "keeps raft's log and vote on our own segments; of Pebble it knows the file system only",
 		not:  []string{pebble, network},

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,9 @@ import (
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
+
+// ErrDamaged marks what is stored and cannot be read back: a checksum is wrong, or a file that the store names is gone or no such file.
+var ErrDamaged = errors.New("the store is damaged")
 
 // Options of a store.
 type Options struct {
@@ -36,6 +40,9 @@ type Options struct {
 	Logger   *slog.Logger
 	// Die ends the process; it must not return to the caller's work. Called when the store can no longer write.
 	Die func(reason string, err error)
+	// Damaged is told, with an error that wraps ErrDamaged, that something stored cannot be read back. The call comes from the middle of a
+	// read, of any goroutine, perhaps more than once: it must not block and must not use the store. Nil: Die is called instead.
+	Damaged func(err error)
 	// SlowWarn and SlowKill bound how long one disk operation may take (H7). SlowWarn 0 turns the watch off.
 	SlowWarn, SlowKill time.Duration
 }
@@ -71,12 +78,12 @@ type Store struct {
 // Open opens or creates the store in o.Dir.
 func Open(o Options) (*Store, error) {
 	s := &Store{o: o}
-	fs, health := vfs.WithDiskHealthChecks(orderedFS{o.FS}, o.SlowWarn, nil, s.slow)
+	watched, health := vfs.WithDiskHealthChecks(orderedFS{o.FS}, o.SlowWarn, nil, s.slow)
 	s.health = health
 	cache := pebble.NewCache(o.BlockCacheBytes)
 	defer cache.Unref()
 	opts := &pebble.Options{
-		FS:                          fs,
+		FS:                          watched,
 		Cache:                       cache,
 		Logger:                      logger{o.Logger, o.Name, o.Die},
 		DisableWAL:                  true,
@@ -95,7 +102,7 @@ func Open(o Options) (*Store, error) {
 			BackgroundError: s.backgroundError,
 			FlushEnd:        func(i pebble.FlushInfo) { s.ended(i.Err) },
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
-				o.Die(fmt.Sprintf("the %s store is damaged: %s", o.Name, i.Path), i.Details)
+				s.damaged(fmt.Errorf("%s: %w", i.Path, i.Details))
 			},
 		},
 	}
@@ -112,6 +119,10 @@ func Open(o Options) (*Store, error) {
 	opts.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionNone })
 	db, err := pebble.Open(o.Dir, opts)
 	if err != nil {
+		// Pebble made the directory and everything in it, so a file that is missing was there.
+		if pebble.IsCorruptionError(err) || errors.Is(err, fs.ErrNotExist) && !o.ReadOnly {
+			err = fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
 		return nil, errors.Join(fmt.Errorf("open the %s store in %s: %w", o.Name, o.Dir, err), health.Close())
 	}
 	s.DB = db
@@ -124,7 +135,21 @@ func (s *Store) slow(i vfs.DiskSlowInfo) {
 	}
 }
 
+// damaged passes on that something stored is damaged.
+func (s *Store) damaged(err error) {
+	if s.o.Damaged == nil {
+		s.o.Die(fmt.Sprintf("the %s store is damaged", s.o.Name), err)
+		return
+	}
+	s.o.Damaged(fmt.Errorf("the %s store: %w: %w", s.o.Name, ErrDamaged, err))
+}
+
 func (s *Store) backgroundError(err error) {
+	if pebble.IsCorruptionError(err) && s.o.Damaged != nil {
+		// A compaction over a damaged table fails for ever, and the store can still write: it is to be replaced, not to die of this.
+		s.damaged(err)
+		return
+	}
 	n := s.bad.Add(1)
 	s.o.Logger.Error("store background error", "store", s.o.Name, "in_a_row", n, "err", err)
 	if n >= maxBackgroundErrors || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EIO) {

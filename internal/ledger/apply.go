@@ -1,11 +1,13 @@
 package ledger
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
+	"slices"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -31,6 +33,7 @@ const (
 	RefusedTime      Decision = 4 // recorded_at would go back
 	RefusedBindings  Decision = 5 // authorised against older access bindings
 	RefusedMalformed Decision = 6 // a control entry that makes no sense
+	RefusedVersion   Decision = 7 // of a version above the one in use, and no raise to it
 )
 
 func (d Decision) String() string {
@@ -47,6 +50,8 @@ func (d Decision) String() string {
 		return "refused: older access bindings"
 	case RefusedMalformed:
 		return "refused: malformed control entry"
+	case RefusedVersion:
+		return "refused: command version not in use"
 	}
 	return fmt.Sprintf("decision %d", uint8(d))
 }
@@ -69,15 +74,45 @@ func (o *Outcome) Tree(log uint32) *Tree {
 
 // recentDigests remembers the newest decisions, so that a proposer's claim about one of them can be compared. 4,096 commands are
 // several seconds at any rate; a proposer is never further behind than what is in flight.
-type recentDigests struct{ ring [4096]Applied }
+//
+// Peers ask for them too, so it has a lock of its own.
+type recentDigests struct {
+	mu   sync.Mutex
+	ring [4096]Applied
+}
 
 func (r *recentDigests) add(index uint64, digest merkle.Hash) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.ring[index%uint64(len(r.ring))] = Applied{Index: index, Digest: digest}
 }
 
 func (r *recentDigests) get(index uint64) (merkle.Hash, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	a := r.ring[index%uint64(len(r.ring))]
 	return a.Digest, a.Index == index && a.Digest != merkle.Hash{}
+}
+
+// reset forgets everything but one decision.
+func (r *recentDigests) reset(index uint64, digest merkle.Hash) {
+	r.mu.Lock()
+	r.ring = [4096]Applied{}
+	r.mu.Unlock()
+	r.add(index, digest)
+}
+
+// all returns what is remembered, by index.
+func (r *recentDigests) all() (all []Applied) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, a := range r.ring {
+		if a.Digest != (merkle.Hash{}) {
+			all = append(all, a)
+		}
+	}
+	slices.SortFunc(all, func(a, b Applied) int { return cmp.Compare(a.Index, b.Index) })
+	return all
 }
 
 // applyScratch is memory that Apply uses again.
@@ -95,8 +130,8 @@ func (l *Ledger) Apply(entries []LogEntry) []any {
 	w := l.newWriter(bytes)
 	for i := range entries {
 		e := &entries[i]
-		if err := l.Quarantined(); err != nil {
-			results[i] = err
+		if w.stopped != nil {
+			results[i] = w.stopped
 			continue
 		}
 		if e.Index <= w.applied.index {
@@ -111,13 +146,23 @@ func (l *Ledger) Apply(entries []LogEntry) []any {
 		}
 		o, err := w.command(e)
 		if err != nil {
+			// What came before is as good as it was when it was decided; from here on nothing is.
+			w.commit()
 			l.enterQuarantine(err)
-			results[i] = l.Quarantined()
+			w.stopped = l.Quarantined()
+			results[i] = w.stopped
 			continue
 		}
 		results[i] = o
 	}
 	w.commit()
+	if w.lost {
+		for i := range results {
+			if results[i] != nil {
+				results[i] = w.stopped
+			}
+		}
+	}
 	return results
 }
 
@@ -133,14 +178,18 @@ type writer struct {
 	local    string
 	dirty    bool
 	// What the control entries of the command at hand would change, kept apart until it is accepted: commit may run in between (reload).
-	newLogs  []Log
-	newLocal string
+	newLogs    []Log
+	newLocal   string
+	newVersion uint8
+	// stopped is why nothing more is applied; lost says that something of this call was decided and not written.
+	stopped error
+	lost    bool
 }
 
 // newWriter returns the writer of an Apply call for commands of so many bytes: the batch that it makes is about as large.
 func (l *Ledger) newWriter(bytes int) *writer {
 	return &writer{
-		l: l, bytes: bytes, applied: l.applied, local: l.local,
+		l: l, bytes: bytes, applied: l.applied, local: l.local, stopped: l.Quarantined(),
 		edges: map[uint32]*merkle.Edge{}, trees: map[uint32]*Tree{}, registry: map[uint32]Log{},
 	}
 }
@@ -159,6 +208,7 @@ func (w *writer) open() *pebble.Batch {
 // section is a section of a command that has been recomputed and found right.
 type section struct {
 	*Section
+	kind  lineage.LogKind // of the log
 	edge  *merkle.Edge
 	head  Head
 	tiles []merkle.Tile
@@ -218,8 +268,11 @@ func chainDigest(previous merkle.Hash, e *LogEntry, c *Command, d Decision) merk
 
 // recompute checks every section of a command against the state and extends the trees on the side. Nothing is kept unless all agree.
 func (w *writer) recompute(c *Command) ([]section, Decision, error) {
-	w.newLogs, w.newLocal = w.newLogs[:0], ""
+	w.newLogs, w.newLocal, w.newVersion = w.newLogs[:0], "", 0
 	refuse := func(d Decision) ([]section, Decision, error) { return nil, d, nil }
+	if c.Version > w.applied.commandVersion() && !c.raises(w.applied.commandVersion()) {
+		return refuse(RefusedVersion)
+	}
 	if c.Bindings < w.applied.bindings {
 		return refuse(RefusedBindings)
 	}
@@ -231,7 +284,7 @@ func (w *writer) recompute(c *Command) ([]section, Decision, error) {
 				return refuse(RefusedMalformed)
 			}
 		}
-		if !w.control(s.Section) {
+		if !w.control(c.Version, s.Section) {
 			return refuse(RefusedMalformed)
 		}
 		if _, ok := w.log(s.Log); !ok {
@@ -252,7 +305,18 @@ func (w *writer) recompute(c *Command) ([]section, Decision, error) {
 	if w.local == "" {
 		w.local = w.newLocal
 	}
+	w.applied.version = max(w.applied.version, w.newVersion)
 	return sections, Accepted, nil
+}
+
+// raises reports whether a command is the raise of the version in use to the next one: a version entry in a command of that version, and
+// nothing else. What the new version allows thus comes strictly after it.
+func (c *Command) raises(inUse uint8) bool {
+	if c.Version != inUse+1 || len(c.Sections) != 1 || c.Sections[0].Log != SystemLog || len(c.Sections[0].Entries) != 1 || !c.Sections[0].Entries[0].Control {
+		return false
+	}
+	leaf, err := lineage.ParseLeaf(c.Sections[0].Entries[0].Leaf)
+	return err == nil && leaf.Kind == lineage.KindControl && lineage.ControlKind(leaf.Action) == lineage.ControlVersion
 }
 
 // extend recomputes one section. On any mismatch - before, after or in time - edge and head are first read again from what is stored:
@@ -341,6 +405,8 @@ func (w *writer) reload(log uint32) error {
 // put writes a section into the batch, grouped by key range, because Pebble inserts ascending keys fastest.
 func (w *writer) put(s *section) error {
 	first := s.Before.Size
+	g, _ := w.log(s.Log)
+	s.kind = g.Kind
 	for i := 0; i < len(s.Entries); i += chunkEntries {
 		if err := w.putChunk(tagLeaves, s, i); err != nil {
 			return err
@@ -384,7 +450,7 @@ func (w *writer) putChunk(tag byte, s *section, i int) error {
 	size := 0
 	for j := range entries {
 		if tag == tagLeaves {
-			size += storedLeafBytes(&entries[j])
+			size += storedLeafBytes(s.kind, &entries[j])
 		} else {
 			size += storedBodyBytes(&entries[j])
 		}
@@ -396,7 +462,7 @@ func (w *writer) putChunk(tag byte, s *section, i int) error {
 	v := op.Value[:0]
 	for j := range entries {
 		if tag == tagLeaves {
-			v = appendStoredLeaf(v, s.head.RecordedAt, &entries[j])
+			v = appendStoredLeaf(v, s.kind, s.head.RecordedAt, &entries[j])
 		} else {
 			v = appendStoredBody(v, entries[j].Body)
 		}
@@ -413,6 +479,13 @@ func (w *writer) commit() {
 		return
 	}
 	l := w.l
+	l.storing.Lock()
+	defer l.storing.Unlock()
+	if err := l.Quarantined(); err != nil {
+		// Somebody else found this node damaged meanwhile. Nothing of this batch has been seen by anybody.
+		w.stopped, w.lost, w.dirty = err, true, false
+		return
+	}
 	err := w.open().Set(appliedKey, w.applied.encode(), nil)
 	for n, g := range w.registry {
 		if err == nil {
@@ -421,6 +494,12 @@ func (w *writer) commit() {
 	}
 	if err == nil && w.local != l.local {
 		err = w.batch.Set(localKey, encodeLocal(w.local), nil)
+	}
+	overtaken := w.overtaken()
+	for _, n := range overtaken {
+		if err == nil {
+			err = w.batch.Delete(logKey(tagStaged, n), nil)
+		}
 	}
 	if err == nil {
 		err = w.batch.Commit(pebble.NoSync)
@@ -441,7 +520,10 @@ func (w *writer) commit() {
 	maps.Copy(l.edges, w.edges)
 	maps.Copy(l.trees, w.trees)
 	l.local = w.local
-	l.appliedPub = w.applied.public()
+	l.published = w.applied
+	for _, n := range overtaken {
+		delete(l.staged, n)
+	}
 	close(l.changed)
 	l.changed = make(chan struct{})
 	l.mu.Unlock()
@@ -449,30 +531,24 @@ func (w *writer) commit() {
 	clear(w.registry)
 }
 
-// enterQuarantine stops this node from applying, signing and serving. The damage is in memory or in the store; the raft log is not
-// touched, so the state can be rebuilt.
-func (l *Ledger) enterQuarantine(why error) {
-	l.o.Logger.Error("quarantined: this node's state contradicts itself or its peers; it neither signs nor serves", "err", why)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.quarantine == nil { // the first finding is the one to look into
-		l.quarantine = fmt.Errorf("%w: %w", ErrQuarantined, why)
-		close(l.changed)
-		l.changed = make(chan struct{})
+// overtaken returns the logs whose staged data are all applied now: the same keys were written with the same values. The storing lock is
+// held.
+func (w *writer) overtaken() (logs []uint32) {
+	if len(w.l.staged) == 0 {
+		return nil
 	}
+	for n, size := range w.l.staged {
+		if t := w.trees[n]; t != nil && t.head.Size >= size {
+			logs = append(logs, n)
+		}
+	}
+	slices.Sort(logs)
+	return logs
 }
 
-// found passes an error on. If it says that this node's state is damaged, the node is quarantined, whoever came across it.
-func (l *Ledger) found(err error) error {
-	if errors.Is(err, ErrCorrupt) {
-		l.enterQuarantine(err)
-	}
-	return err
-}
-
-// control reads the control entries of a section: the registry and the principals of a ledger are entries of its system log. It
-// reports whether they make sense.
-func (w *writer) control(s *Section) bool {
+// control reads the control entries of a section of a command of some version: the registry and the principals of a ledger are entries of
+// its system log. It reports whether they make sense.
+func (w *writer) control(version uint8, s *Section) bool {
 	for i := range s.Entries {
 		if !s.Entries[i].Control {
 			continue
@@ -499,6 +575,15 @@ func (w *writer) control(s *Section) bool {
 			}
 		case kind == lineage.ControlPrincipal:
 			w.newLocal = c.Principal
+		case version < 2:
+			return false
+		case kind == lineage.ControlVersion:
+			if version <= w.applied.commandVersion() { // it is no raise
+				return false
+			}
+			w.newVersion = version
+		case kind == lineage.ControlMember, kind == lineage.ControlRecovery:
+			// What changed is in the body, for readers: the membership itself is raft's.
 		default:
 			return false
 		}

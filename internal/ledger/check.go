@@ -9,6 +9,8 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/merkle"
 )
@@ -16,51 +18,54 @@ import (
 // Check proves everything anew from the stored bytes: leaves are hashed, tiles, roots and heads recomputed, bodies opened with the
 // leaves' commitments, names hashed with the logs' reference keys, event ids looked up, and the registry derived from the system log. It
 // believes nothing that is in memory. The error names the first fault of each log and wraps ErrCorrupt if the store is at fault; ctx's
-// error ends it early. Entries that are appended meanwhile are not looked at. It reads every byte once, and an event id per entry.
-func (l *Ledger) Check(ctx context.Context) error {
-	heads, err := l.storedHeads()
+// error ends it early. Everything is as of one instant: entries that are appended meanwhile are not looked at. It reads every byte once, and
+// an event id per entry. What a catch-up has staged beyond the heads is no fault, as long as its record speaks of it.
+func (l *Ledger) Check(ctx context.Context) (err error) {
+	snapshot := l.db.NewSnapshot()
+	defer func() { err = errors.Join(err, snapshot.Close()) }()
+	e, err := exportOf(snapshot)
+	if errors.Is(err, ErrNotFound) {
+		e, err = &Export{CommandVersion: firstCommandVersion}, nil
+	}
+	if err != nil {
+		return err
+	}
+	staged, err := stagedIn(snapshot)
 	if err != nil {
 		return err
 	}
 	derived := registryCheck{logs: map[uint32]Log{}}
 	var faults []error
-	for _, n := range slices.Sorted(maps.Keys(heads)) {
-		c := logCheck{l: l, log: n, head: heads[n], derived: &derived}
+	for i := range e.Logs {
+		g := &e.Logs[i]
+		c := logCheck{l: l, store: snapshot, log: g.Number, kind: g.Kind, head: g.Head, end: max(g.Size, staged[g.Number]), derived: &derived}
 		if err := c.run(ctx); err != nil {
-			faults = append(faults, fmt.Errorf("log %d: %w", n, err))
+			faults = append(faults, fmt.Errorf("log %d: %w", g.Number, err))
 		}
 		if ctx.Err() != nil {
 			return errors.Join(faults...)
 		}
 	}
 	if faults == nil { // else the registry is of little interest
-		faults = append(faults, l.checkRegistry(&derived, heads))
+		faults = append(faults, checkRegistry(snapshot, &derived, e))
 	}
-	return errors.Join(append(faults, l.checkPrefixes(heads))...)
+	return errors.Join(append(faults, checkPrefixes(snapshot, e, staged))...)
 }
 
 func corrupt(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrCorrupt}, args...)...)
 }
 
-// storedHeads reads the heads of all logs at one instant, since a check may run beside appends.
-func (l *Ledger) storedHeads() (map[uint32]Head, error) {
-	heads := map[uint32]Head{}
-	err := l.scanPrefix([]byte{tagHead}, func(k, v []byte) error {
-		if len(k) != 5 {
-			return corrupt("head key of %d bytes", len(k))
-		}
-		h, err := parseHead(v)
-		heads[binary.BigEndian.Uint32(k[1:])] = h
-		return err
-	})
-	return heads, err
+// registryCheck is what the entries of the system log say of the logs, of the local principal, and of how often the command version was
+// raised.
+type registryCheck struct {
+	logs   map[uint32]Log
+	local  string
+	raises int
 }
 
-// registryCheck is what the entries of the system log say of the logs and of the local principal.
-type registryCheck struct {
-	logs  map[uint32]Log
-	local string
+func (r *registryCheck) clone() *registryCheck {
+	return &registryCheck{maps.Clone(r.logs), r.local, r.raises}
 }
 
 func (r *registryCheck) read(log uint32, leaf *lineage.Leaf) error {
@@ -83,6 +88,9 @@ func (r *registryCheck) read(log uint32, leaf *lineage.Leaf) error {
 	case kind == lineage.ControlPrincipal && log == SystemLog && r.local == "":
 		r.local = c.Principal
 	case kind == lineage.ControlPrincipal && log == SystemLog:
+	case kind == lineage.ControlVersion && log == SystemLog:
+		r.raises++
+	case (kind == lineage.ControlMember || kind == lineage.ControlRecovery) && log == SystemLog:
 	default:
 		return corrupt("a control entry of kind %s has no place here", kind)
 	}
@@ -90,47 +98,36 @@ func (r *registryCheck) read(log uint32, leaf *lineage.Leaf) error {
 }
 
 // checkRegistry compares the registry, as stored, with what its entries say.
-func (l *Ledger) checkRegistry(derived *registryCheck, heads map[uint32]Head) error {
-	stored := map[uint32]Log{}
-	err := l.scanPrefix(registryPrefix, func(k, v []byte) error {
+func checkRegistry(store pebble.Reader, derived *registryCheck, e *Export) error {
+	err := scanPrefix(store, registryPrefix, func(k, v []byte) error {
 		g, err := parseLog(v)
 		if err == nil && !bytes.Equal(k, logKey(tagRegistry, g.Number)) {
 			err = corrupt("log %d is registered under key %x", g.Number, k)
 		}
-		stored[g.Number] = g
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	for n, g := range stored {
-		// An appended log may be younger than the heads that were read.
-		if _, checked := heads[n]; checked && derived.logs[n] != g {
-			return corrupt("log %d is registered as %+v, the system log says %+v", n, g, derived.logs[n])
+	for i := range e.Logs {
+		if g := e.Logs[i].Log; derived.logs[g.Number] != g {
+			return corrupt("log %d is registered as %+v, the system log says %+v", g.Number, g, derived.logs[g.Number])
 		}
 	}
-	for n := range derived.logs {
-		if _, ok := stored[n]; !ok {
-			return corrupt("the system log has a log %d that is not registered", n)
-		}
-	}
-	local := ""
-	if v, ok, err := l.get(localKey); err != nil {
-		return err
-	} else if ok {
-		if local, err = parseLocal(v); err != nil {
-			return err
-		}
-	}
-	if local != derived.local {
-		return corrupt("the local principal is %q, the system log says %q", local, derived.local)
+	switch {
+	case len(derived.logs) != len(e.Logs):
+		return corrupt("the system log has %d logs, the registry %d", len(derived.logs), len(e.Logs))
+	case e.Local != derived.local:
+		return corrupt("the local principal is %q, the system log says %q", e.Local, derived.local)
+	case int(e.CommandVersion) != firstCommandVersion+derived.raises:
+		return corrupt("commands of version %d are in use, the system log says %d", e.CommandVersion, firstCommandVersion+derived.raises)
 	}
 	return nil
 }
 
 // checkPrefixes looks for keys that belong to nothing: it steps from one pair of tag and log to the next.
-func (l *Ledger) checkPrefixes(heads map[uint32]Head) (err error) {
-	it, err := l.db.NewIter(nil)
+func checkPrefixes(store pebble.Reader, e *Export, staged map[uint32]uint64) (err error) {
+	it, err := store.NewIter(nil)
 	if err != nil {
 		return storeErr(err)
 	}
@@ -141,27 +138,28 @@ func (l *Ledger) checkPrefixes(heads map[uint32]Head) (err error) {
 			ok = it.Next()
 			continue
 		}
-		if len(k) < 5 || k[0] != tagRegistry && k[0] != tagHead && (k[0] < tagLeaves || k[0] > tagEventID) {
+		if len(k) < 5 || k[0] != tagRegistry && k[0] != tagHead && k[0] != tagStaged && (k[0] < tagLeaves || k[0] > tagEventID) {
 			return corrupt("key %x is of no known kind", k)
 		}
 		log := binary.BigEndian.Uint32(k[1:])
-		if _, known := heads[log]; !known { // unless it was created meanwhile
-			if _, registered, err := l.get(logKey(tagRegistry, log)); err != nil {
-				return err
-			} else if !registered {
-				return corrupt("key %x belongs to a log that does not exist", k)
-			}
+		_, registered := e.log(log)
+		// A log that was created beyond what is here has nothing but what was staged.
+		if _, ahead := staged[log]; !registered && (!ahead || k[0] == tagHead) {
+			return corrupt("key %x belongs to a log that does not exist", k)
 		}
 		ok = it.SeekGE(after(k[:5]))
 	}
-	return it.Error()
+	return iteratorErr(it)
 }
 
-// logCheck checks one log up to a size.
+// logCheck checks one log up to a size, and that there is nothing beyond what is staged.
 type logCheck struct {
 	l       *Ledger
+	store   pebble.Reader // as of which
 	log     uint32
+	kind    lineage.LogKind
 	head    Head
+	end     uint64 // of what is staged, or of what is there
 	derived *registryCheck
 
 	edge       *merkle.Edge
@@ -173,10 +171,10 @@ type logCheck struct {
 
 func (c *logCheck) run(ctx context.Context) error {
 	c.edge = merkle.NewEdge()
-	if c.head.Size == 0 {
+	if c.head.Size == 0 && c.kind != lineage.OpaqueLog {
 		return corrupt("it has no genesis entry")
 	}
-	err := c.l.stored(c.log, 0, c.head.Size, true, func(e *Entry) error {
+	err := c.l.storedAs(c.kind, c.log, 0, c.head.Size, true, func(e *Entry) error {
 		if e.Index%scanStride == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -194,7 +192,10 @@ func (c *logCheck) run(ctx context.Context) error {
 	if c.recordedAt != c.head.RecordedAt {
 		return corrupt("its newest entry is of %d, its head says %d", c.recordedAt, c.head.RecordedAt)
 	}
-	return c.countEventIDs()
+	if err := c.countEventIDs(); err != nil {
+		return err
+	}
+	return c.tails()
 }
 
 func (c *logCheck) entry(e *Entry) error {
@@ -202,49 +203,60 @@ func (c *logCheck) entry(e *Entry) error {
 	if c.tileErr != nil {
 		return c.tileErr
 	}
-	leaf, err := lineage.ParseLeaf(e.Leaf)
+	if e.RecordedAt < c.recordedAt {
+		return corrupt("recorded at %d, its predecessor at %d", e.RecordedAt, c.recordedAt)
+	}
+	c.recordedAt = e.RecordedAt
+	if c.kind == lineage.OpaqueLog {
+		return c.eventID(e)
+	}
+	leaf, err := entryLeaf(c.l.o.ClusterID, e)
 	if err != nil {
 		return corrupt("%w", err)
 	}
-	switch {
-	case leaf.Principal != e.Principal || leaf.Authn != e.Authn || leaf.RecordedAt != e.RecordedAt:
-		return corrupt("stored as of %q, %s, at %d; the leaf says %q, %s, at %d", e.Principal, e.Authn, e.RecordedAt, leaf.Principal, leaf.Authn, leaf.RecordedAt)
-	case e.RecordedAt < c.recordedAt:
-		return corrupt("recorded at %d, its predecessor at %d", e.RecordedAt, c.recordedAt)
-	case (e.Index == 0) != (leaf.Kind == lineage.KindControl && lineage.ControlKind(leaf.Action) == lineage.ControlGenesis):
-		return corrupt("a log begins with its genesis entry and has one")
-	}
-	c.recordedAt = e.RecordedAt
 	if leaf.Kind == lineage.KindControl {
-		if id := leaf.Control.ClusterID; e.Index == 0 && id != c.l.o.ClusterID {
-			return corrupt("it is of cluster %s", id)
-		}
 		if err := c.derived.read(c.log, leaf); err != nil {
 			return err
 		}
 	}
-	if err := c.eventID(leaf, e); err != nil {
+	e.EventID = leaf.EventID
+	if err := c.eventID(e); err != nil || e.Erased {
 		return err
-	}
-	if e.Erased {
-		return nil
-	}
-	if err := lineage.OpenBody(leaf, e.Body); err != nil {
-		return corrupt("%w", err)
 	}
 	return c.names(leaf, e)
 }
 
-func (c *logCheck) eventID(leaf *lineage.Leaf, e *Entry) error {
-	c.eventKey = appendEventKey(c.eventKey[:0], c.log, leaf.EventID, e.Principal)
+// entryLeaf reads the leaf of an entry of a lineage log and holds it to what is stored beside it, to its place, and to its body.
+func entryLeaf(cluster lineage.ID, e *Entry) (*lineage.Leaf, error) {
+	leaf, err := lineage.ParseLeaf(e.Leaf)
+	if err != nil {
+		return nil, err
+	}
+	genesis := leaf.Kind == lineage.KindControl && lineage.ControlKind(leaf.Action) == lineage.ControlGenesis
+	switch {
+	case leaf.Principal != e.Principal || leaf.Authn != e.Authn || leaf.RecordedAt != e.RecordedAt:
+		return nil, fmt.Errorf("stored as of %q, %s, at %d; the leaf says %q, %s, at %d", e.Principal, e.Authn, e.RecordedAt, leaf.Principal, leaf.Authn, leaf.RecordedAt)
+	case genesis != (e.Index == 0):
+		return nil, errors.New("a log begins with its genesis entry and has one")
+	case genesis && leaf.Control.ClusterID != cluster:
+		return nil, fmt.Errorf("it is of cluster %s", leaf.Control.ClusterID)
+	}
+	if e.Erased {
+		return leaf, nil
+	}
+	return leaf, lineage.OpenBody(leaf, e.Body)
+}
+
+func (c *logCheck) eventID(e *Entry) error {
+	c.eventKey = appendEventKey(c.eventKey[:0], c.log, e.EventID, e.Principal)
 	v, ok, err := c.l.get(c.eventKey)
 	switch {
 	case err != nil:
 		return err
 	case !ok || len(v) != 8:
-		return corrupt("event id %s leads nowhere", leaf.EventID)
+		return corrupt("event id %s leads nowhere", e.EventID)
 	case binary.BigEndian.Uint64(v) != e.Index:
-		return corrupt("event id %s leads to index %d", leaf.EventID, binary.BigEndian.Uint64(v))
+		return corrupt("event id %s leads to index %d", e.EventID, binary.BigEndian.Uint64(v))
 	}
 	return nil
 }
@@ -319,20 +331,50 @@ func (c *logCheck) tile(t merkle.Tile) {
 	c.tileErr = errors.Join(c.tileErr, err)
 }
 
-// countEventIDs makes sure that there is no event id that the walk did not look up. Those beyond the size are of entries to come.
+// countEventIDs makes sure that there is no event id that the walk did not look up, but for what is staged.
 func (c *logCheck) countEventIDs() error {
-	var n uint64
-	err := c.l.scanPrefix(logKey(tagEventID, c.log), func(k, v []byte) error {
+	var here, ahead uint64
+	err := scanPrefix(c.store, logKey(tagEventID, c.log), func(k, v []byte) error {
 		if len(v) != 8 {
 			return corrupt("event id record of %d bytes", len(v))
 		}
 		if binary.BigEndian.Uint64(v) < c.head.Size {
-			n++
+			here++
+		} else {
+			ahead++
 		}
 		return nil
 	})
-	if err == nil && n != c.head.Size {
-		err = corrupt("%d event ids for %d entries", n, c.head.Size)
+	if err == nil && (here != c.head.Size || ahead != c.end-c.head.Size) {
+		err = corrupt("%d event ids for %d entries, %d for %d that are staged", here, c.head.Size, ahead, c.end-c.head.Size)
 	}
 	return err
+}
+
+// tails looks at where leaves, bodies and tiles end.
+func (c *logCheck) tails() error {
+	for _, tag := range []byte{tagLeaves, tagBodies} {
+		if err := c.nothingFrom(appendChunkKey(nil, tag, c.log, c.end), after(logKey(tag, c.log))); err != nil {
+			return err
+		}
+	}
+	for level := range uint8(merkle.TileLevels) {
+		first := merkle.TileID{Level: level, Index: c.end >> (merkle.TileHeight * (uint(level) + 1))}
+		if err := c.nothingFrom(appendTileKey(nil, c.log, first), after(append(logKey(tagTile, c.log), level))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *logCheck) nothingFrom(lower, upper []byte) (err error) {
+	it, err := c.store.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return storeErr(err)
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	if it.First() {
+		return corrupt("key %x is beyond entry %d", it.Key(), c.end)
+	}
+	return iteratorErr(it)
 }

@@ -10,9 +10,13 @@ import (
 	"github.com/provledger/provledger/internal/merkle"
 )
 
-// CommandVersion is the version of commands that this program writes and applies. A node that meets another one halts: skipping what
-// it does not know would make it differ from its peers (H15).
-const CommandVersion = 1
+// MaxCommandVersion is the newest version of commands that this program applies; it applies all before it too. A node that meets a newer
+// one halts: skipping what it does not know would make it differ from its peers (H15). Version 2 adds control entries of the kinds member,
+// recovery and version to what the system log accepts; the bytes are those of version 1.
+const MaxCommandVersion = 2
+
+// firstCommandVersion is the one in use until a version entry raises it.
+const firstCommandVersion = 1
 
 const (
 	// MaxCommandBytes is the hard limit of a command: raft holds a handful of them in memory at every hop.
@@ -25,6 +29,9 @@ const (
 
 // Command is one raft command: entries for one or more logs, with what the proposer computed for each. Every replica recomputes it.
 type Command struct {
+	// Version says by which rules the command is to be applied, 1 to MaxCommandVersion: the proposer's Ledger.CommandVersion. 0 is written
+	// as 1.
+	Version   uint8
 	ClusterID lineage.ID
 	// Bindings is the version of the access bindings that the proposer authorised against.
 	Bindings uint64
@@ -60,7 +67,7 @@ const commandHead = 1 + 4 // version, CRC
 
 // appendHeader starts a command; sections follow, and the checksum last.
 func (c *Command) appendHeader(b []byte) []byte {
-	b = append(b, CommandVersion, 0, 0, 0, 0)
+	b = append(b, max(c.Version, firstCommandVersion), 0, 0, 0, 0)
 	b = append(b, c.ClusterID[:]...)
 	b = binary.BigEndian.AppendUint64(b, c.Bindings)
 	b = binary.BigEndian.AppendUint64(b, c.Base.Index)
@@ -114,10 +121,10 @@ func ParseCommand(b []byte) (*Command, error) {
 	if len(b) < commandHead {
 		return nil, fmt.Errorf("%w: %d bytes", ErrCommand, len(b))
 	}
-	if b[0] != CommandVersion {
-		return nil, fmt.Errorf("%w: version %d, this program knows %d; upgrade it", ErrCommand, b[0], CommandVersion)
+	if b[0] < firstCommandVersion || b[0] > MaxCommandVersion {
+		return nil, fmt.Errorf("%w: version %d, this program knows %d to %d; upgrade it", ErrCommand, b[0], firstCommandVersion, MaxCommandVersion)
 	}
-	c := &Command{CRC: binary.BigEndian.Uint32(b[1:])}
+	c := &Command{Version: b[0], CRC: binary.BigEndian.Uint32(b[1:])}
 	if got := crc32.Checksum(b[commandHead:], castagnoli); got != c.CRC {
 		return nil, fmt.Errorf("%w: checksum %08x, recorded %08x", ErrCommand, got, c.CRC)
 	}

@@ -16,7 +16,7 @@ import (
 
 func FuzzParseCommand(f *testing.F) {
 	f.Fuzz(func(t *testing.T, content []byte) {
-		b := recrc(append([]byte{CommandVersion, 0, 0, 0, 0}, content...))
+		b := recrc(append([]byte{firstCommandVersion, 0, 0, 0, 0}, content...))
 		c, err := ParseCommand(b)
 		if err != nil {
 			return
@@ -71,11 +71,11 @@ func FuzzChunk(f *testing.F) {
 		c := cursor{b: chunk}
 		var again []byte
 		for len(c.b) > 0 {
-			e := c.storedLeaf()
+			e := c.storedLeaf(lineage.LineageLog)
 			if c.bad {
 				break
 			}
-			again = appendStoredLeaf(again, e.RecordedAt, &CommandEntry{Authn: e.Authn, Principal: e.Principal, Leaf: e.Leaf})
+			again = appendStoredLeaf(again, lineage.LineageLog, e.RecordedAt, &CommandEntry{Authn: e.Authn, Principal: e.Principal, Leaf: e.Leaf})
 		}
 		if !bytes.HasPrefix(chunk, again) || !c.bad && len(again) != len(chunk) {
 			t.Errorf("leaves %x are written as %x", chunk, again)
@@ -107,7 +107,7 @@ func TestSeeds(t *testing.T) {
 	a := appliedRecord{index: 7, term: 2, digest: s.m.digest, cluster: testCluster, bindings: 1, configIndex: 3, config: []byte("members")}
 	var leaves, bodies []byte
 	for _, e := range s.events(MainLog, 3) {
-		leaves, bodies = appendStoredLeaf(leaves, 5, &e), appendStoredBody(bodies, e.Body)
+		leaves, bodies = appendStoredLeaf(leaves, lineage.LineageLog, 5, &e), appendStoredBody(bodies, e.Body)
 	}
 	seeds := map[string]map[string][]byte{
 		"FuzzParseCommand": {
@@ -118,11 +118,11 @@ func TestSeeds(t *testing.T) {
 		"FuzzParseHead":    {"head": unseal(h.encode())},
 		"FuzzParseLog":     {"main": unseal(g.encode())},
 		"FuzzParseLocal":   {"local": unseal(encodeLocal("local:a"))},
-		"FuzzChunk":        {"leaves": leaves, "bodies": bodies, "empty-leaf": appendStoredLeaf(nil, 0, &CommandEntry{})},
+		"FuzzChunk":        {"leaves": leaves, "bodies": bodies, "empty-leaf": appendStoredLeaf(nil, lineage.LineageLog, 0, &CommandEntry{})},
 	}
 	parse := map[string]func([]byte) error{
 		"FuzzParseCommand": func(b []byte) error {
-			_, err := ParseCommand(recrc(append([]byte{CommandVersion, 0, 0, 0, 0}, b...)))
+			_, err := ParseCommand(recrc(append([]byte{firstCommandVersion, 0, 0, 0, 0}, b...)))
 			return err
 		},
 		"FuzzParseApplied": func(b []byte) error { _, err := parseApplied(seal(b)); return err },

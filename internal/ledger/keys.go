@@ -4,17 +4,20 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/merkle"
 )
 
 // Key tags. All numbers in keys are big endian, so that keys sort as the numbers do. Within a tag every key is written once, but for
-// heads and the applied record.
+// heads, staged records and the applied record.
 const (
 	tagApplied  = 0x01 // applied record
 	tagRegistry = 0x02 // log number -> log
 	tagHead     = 0x03 // log number -> head
 	tagLocal    = 0x04 // local principal
+	tagStaged   = 0x05 // log number -> how far data beyond the head were fetched ahead
 	tagLeaves   = 0x10 // log, first index -> chunk of leaves
 	tagBodies   = 0x11 // log, first index -> chunk of bodies
 	tagTile     = 0x12 // log, level, tile index -> full tile
@@ -25,6 +28,8 @@ var (
 	appliedKey     = []byte{tagApplied}
 	localKey       = []byte{tagLocal}
 	registryPrefix = []byte{tagRegistry}
+	headPrefix     = []byte{tagHead}
+	stagedPrefix   = []byte{tagStaged}
 )
 
 // chunkEntries is the number of entries that share a key. A key an entry costs twice the CPU; more than 16 gain nothing (measured).
@@ -69,8 +74,10 @@ func after(prefix []byte) []byte {
 }
 
 // get returns a copy of the value of key.
-func (l *Ledger) get(key []byte) (value []byte, ok bool, err error) {
-	v, closer, err := l.db.Get(key)
+func (l *Ledger) get(key []byte) (value []byte, ok bool, err error) { return get(l.db, key) }
+
+func get(r pebble.Reader, key []byte) (value []byte, ok bool, err error) {
+	v, closer, err := r.Get(key)
 	if err != nil {
 		if isNotFound(err) {
 			return nil, false, nil

@@ -95,11 +95,17 @@ type Ledger struct {
 	byOrigin    map[string]uint32
 	trees       map[uint32]*Tree // published; loaded on first use
 	edges       map[uint32]*merkle.Edge
-	appliedPub  Applied
+	published   appliedRecord
 	local       string
+	staged      map[uint32]uint64 // staged records: how far data beyond a log's head were fetched ahead
+	installs    uint64            // number of installations since the start
 	quarantine  error
+	onDamage    func(error)   // told of the quarantine, once
 	changed     chan struct{} // closed and replaced at every publication
 	referenceOf map[uint32]lineage.Key
+
+	// storing is held by whoever writes a batch: Apply, and a catch-up that stages data beside it. It comes before mu.
+	storing sync.Mutex
 }
 
 // Applied says how far the state machine is.
@@ -109,20 +115,24 @@ type Applied struct {
 }
 
 // Open opens or creates the state store and checks what it finds: the trees of the built-in logs are rebuilt and their roots compared
-// with the recorded heads. An error wraps ErrCorrupt when the store contradicts itself.
+// with the recorded heads. An error wraps ErrCorrupt when the store is damaged or contradicts itself.
 func Open(o Options) (*Ledger, error) {
+	l := &Ledger{
+		o: o, registry: map[uint32]Log{}, byName: map[string]uint32{}, byOrigin: map[string]uint32{}, trees: map[uint32]*Tree{}, edges: map[uint32]*merkle.Edge{},
+		changed: make(chan struct{}), referenceOf: map[uint32]lineage.Key{}, staged: map[uint32]uint64{},
+	}
 	s, err := disk.Open(disk.Options{
 		FS: o.FS, Dir: o.Dir, Name: "state", MemTableBytes: o.MemTableBytes, BlockCacheBytes: o.BlockCacheBytes,
 		ReadOnly: o.ReadOnly, Logger: o.Logger, Die: o.Die, SlowWarn: o.SlowWarn, SlowKill: o.SlowKill,
+		Damaged: func(err error) { l.enterQuarantine(corrupt("%w", err)) },
 	})
+	if errors.Is(err, disk.ErrDamaged) {
+		err = corrupt("%w", err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	l := &Ledger{
-		o: o, disk: s, db: s.DB,
-		registry: map[uint32]Log{}, byName: map[string]uint32{}, byOrigin: map[string]uint32{}, trees: map[uint32]*Tree{}, edges: map[uint32]*merkle.Edge{},
-		changed: make(chan struct{}), referenceOf: map[uint32]lineage.Key{},
-	}
+	l.disk, l.db = s, s.DB
 	if err := l.load(); err != nil {
 		return nil, errors.Join(err, s.Abandon())
 	}
@@ -144,7 +154,7 @@ func (l *Ledger) load() error {
 		}
 	}
 	l.recent.add(l.applied.index, l.applied.digest)
-	l.appliedPub = l.applied.public()
+	l.published = l.applied
 	err = l.scanPrefix(registryPrefix, func(k, v []byte) error {
 		g, err := parseLog(v)
 		if err != nil {
@@ -154,6 +164,9 @@ func (l *Ledger) load() error {
 		return nil
 	})
 	if err != nil {
+		return err
+	}
+	if l.staged, err = stagedIn(l.db); err != nil {
 		return err
 	}
 	if v, ok, err := l.get(localKey); err != nil {
@@ -200,14 +213,14 @@ func (l *Ledger) LocalPrincipal() string {
 func (l *Ledger) Applied() Applied {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return l.appliedPub
+	return l.published.public()
 }
 
-// Quarantined returns nil, or why this node neither signs nor serves: an error that wraps ErrQuarantined.
-func (l *Ledger) Quarantined() error {
+// CommandVersion returns the version of commands in use: the one that a proposer writes. It is 1 until a version entry raises it.
+func (l *Ledger) CommandVersion() uint8 {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return l.quarantine
+	return l.published.commandVersion()
 }
 
 // Logs returns the logs by number.

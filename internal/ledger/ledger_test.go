@@ -337,7 +337,7 @@ func died(l *Ledger, f func()) (reason string) {
 // What this program cannot decode ends it: to skip it would make this replica differ from its peers (H15).
 func TestUndecodableCommandDies(t *testing.T) {
 	for name, spoil := range map[string]func(b []byte) []byte{
-		"version":      func(b []byte) []byte { b[0]++; return b },
+		"version":      func(b []byte) []byte { b[0] = MaxCommandVersion + 1; return b },
 		"checksum":     func(b []byte) []byte { b[len(b)-1] ^= 1; return b },
 		"cut short":    func(b []byte) []byte { return b[:3] },
 		"empty":        func(b []byte) []byte { return nil },

@@ -16,6 +16,7 @@ type Entry struct {
 	RecordedAt int64 // microseconds since the Unix epoch
 	Principal  string
 	Authn      lineage.Authn
+	EventID    lineage.ID // in opaque logs; other leaves carry their own
 	Leaf       []byte
 	Body       []lineage.BodyPart // only if asked for
 	Erased     bool
@@ -90,8 +91,8 @@ func (c *chunks) seek(index uint64) error {
 
 func (c *chunks) load(seeking bool) error {
 	if !c.it.Valid() {
-		if err := c.it.Error(); err != nil {
-			return storeErr(err)
+		if err := iteratorErr(c.it); err != nil {
+			return err
 		}
 		return fmt.Errorf("%w: the chunk of entry %d of log %d is missing", ErrCorrupt, c.next, c.log)
 	}
@@ -115,13 +116,26 @@ func (c *chunks) more() error {
 	if len(c.chunk.b) > 0 {
 		return nil
 	}
-	c.next = c.index
+	return c.follow(c.index)
+}
+
+// follow goes on to the next chunk, which has to begin at index.
+func (c *chunks) follow(index uint64) error {
+	c.next = index
 	c.it.Next()
 	return c.load(false)
 }
 
 // stored walks stored entries, whether or not they are published.
-func (l *Ledger) stored(log uint32, first, end uint64, body bool, fn func(*Entry) error) (err error) {
+func (l *Ledger) stored(log uint32, first, end uint64, body bool, fn func(*Entry) error) error {
+	l.mu.RLock()
+	kind := l.registry[log].Kind
+	l.mu.RUnlock()
+	return l.storedAs(kind, log, first, end, body, fn)
+}
+
+// storedAs is stored for a log that is not registered yet.
+func (l *Ledger) storedAs(kind lineage.LogKind, log uint32, first, end uint64, body bool, fn func(*Entry) error) (err error) {
 	if first >= end {
 		return nil
 	}
@@ -147,7 +161,7 @@ func (l *Ledger) stored(log uint32, first, end uint64, body bool, fn func(*Entry
 		if err := leaves.more(); err != nil {
 			return err
 		}
-		e := leaves.chunk.storedLeaf()
+		e := leaves.chunk.storedLeaf(kind)
 		e.Index = leaves.index
 		leaves.index++
 		if leaves.chunk.bad {
@@ -172,11 +186,28 @@ func (c *chunks) readBody(e *Entry) error {
 	if err := c.more(); err != nil {
 		return err
 	}
-	state, b := c.chunk.storedBody()
-	if c.chunk.bad || c.index != e.Index || state > bodyErased {
+	at := c.index
+	c.index++
+	if at != e.Index {
 		return fmt.Errorf("%w: the body of entry %d of log %d is not where it belongs", ErrCorrupt, e.Index, c.log)
 	}
-	c.index++
+	if err := c.chunk.entryBody(e); err != nil {
+		return fmt.Errorf("%w: the body of entry %d of log %d: %w", ErrCorrupt, e.Index, c.log, err)
+	}
+	return nil
+}
+
+// entryBody reads the next body of a chunk into its entry; the contents alias the chunk.
+func (c *cursor) entryBody(e *Entry) error {
+	state, b := c.storedBody()
+	switch {
+	case c.bad:
+		return errors.New("it is cut short")
+	case state > bodyErased:
+		return fmt.Errorf("its state is %d", state)
+	case state == bodyErased && len(b) > 0:
+		return fmt.Errorf("it was erased and has %d bytes", len(b))
+	}
 	if e.Erased = state == bodyErased; e.Erased {
 		return nil
 	}
@@ -184,11 +215,8 @@ func (c *chunks) readBody(e *Entry) error {
 	if err == nil && len(rest) > 0 {
 		err = fmt.Errorf("%d bytes follow it", len(rest))
 	}
-	if err != nil {
-		return fmt.Errorf("%w: the body of entry %d of log %d: %w", ErrCorrupt, e.Index, c.log, err)
-	}
 	e.Body = parts
-	return nil
+	return err
 }
 
 // ReferenceKey returns the key of a log's name hashes: a body part of its genesis entry.
@@ -216,8 +244,12 @@ func (l *Ledger) ReferenceKey(log uint32) (lineage.Key, error) {
 }
 
 // scanPrefix calls fn for every key with a prefix.
-func (l *Ledger) scanPrefix(prefix []byte, fn func(k, v []byte) error) (err error) {
-	it, err := l.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
+func (l *Ledger) scanPrefix(prefix []byte, fn func(k, v []byte) error) error {
+	return scanPrefix(l.db, prefix, fn)
+}
+
+func scanPrefix(r pebble.Reader, prefix []byte, fn func(k, v []byte) error) (err error) {
+	it, err := r.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
 	if err != nil {
 		return storeErr(err)
 	}
@@ -231,7 +263,15 @@ func (l *Ledger) scanPrefix(prefix []byte, fn func(k, v []byte) error) (err erro
 			return err
 		}
 	}
-	return it.Error()
+	return iteratorErr(it)
+}
+
+// iteratorErr returns what ended an iteration, if anything but its end did.
+func iteratorErr(it *pebble.Iterator) error {
+	if err := it.Error(); err != nil {
+		return storeErr(err)
+	}
+	return nil
 }
 
 // EventIDs looks event ids up in one log through a single iterator, which costs a tenth of a Get each when ids come in order.
@@ -261,7 +301,7 @@ func (l *Ledger) EventIDs(log uint32) (*EventIDs, error) {
 func (x *EventIDs) Lookup(id lineage.ID, principal string) (index uint64, ok bool, err error) {
 	x.key = appendEventKey(x.key[:0], x.log, id, principal)
 	if !x.it.SeekGE(x.key) || string(x.it.Key()) != string(x.key) {
-		return 0, false, x.it.Error()
+		return 0, false, iteratorErr(x.it)
 	}
 	index, err = x.index()
 	return index, err == nil && index < x.size, err
@@ -269,11 +309,11 @@ func (x *EventIDs) Lookup(id lineage.ID, principal string) (index uint64, ok boo
 
 func (x *EventIDs) index() (uint64, error) {
 	v, err := x.it.ValueAndErr()
-	if err == nil && len(v) != 8 {
-		err = fmt.Errorf("%w: event id record of %d bytes", ErrCorrupt, len(v))
-	}
 	if err != nil {
-		return 0, err
+		return 0, storeErr(err)
+	}
+	if len(v) != 8 {
+		return 0, fmt.Errorf("%w: event id record of %d bytes", ErrCorrupt, len(v))
 	}
 	return binary.BigEndian.Uint64(v), nil
 }
@@ -298,7 +338,7 @@ func (x *EventIDs) Newest(most int, fn func(id lineage.ID, principal string, ind
 			n++
 		}
 	}
-	return false, x.it.Error()
+	return false, iteratorErr(x.it)
 }
 
 // Close releases the iterator.
@@ -325,5 +365,5 @@ func (l *Ledger) ByEventID(log uint32, id lineage.ID) (indexes []uint64, err err
 			indexes = append(indexes[:i], append([]uint64{index}, indexes[i:]...)...)
 		}
 	}
-	return indexes, x.it.Error()
+	return indexes, iteratorErr(x.it)
 }

@@ -79,6 +79,10 @@ func appendText8(b []byte, s string) []byte { return append(append(b, byte(len(s
 
 const recordVersion = 1
 
+// versionedApplied is the version of an applied record that says which command version is in use. While that is the first one the record is
+// written without it, so that a program from before can still take the directory over again.
+const versionedApplied = 2
+
 // appliedRecord is written in the same batch as the data that it speaks of. Size and root of each log are in its head record.
 type appliedRecord struct {
 	index, term uint64
@@ -87,12 +91,20 @@ type appliedRecord struct {
 	bindings    uint64 // version of the access bindings
 	configIndex uint64
 	config      []byte // raft's encoding of the membership (H3)
+	version     uint8  // of commands, in use; 0 stands for the first one
 }
+
+func (a *appliedRecord) commandVersion() uint8 { return max(a.version, firstCommandVersion) }
 
 func (a *appliedRecord) public() Applied { return Applied{a.index, a.term, a.digest} }
 
 func (a *appliedRecord) encode() []byte {
-	b := append(make([]byte, 0, 128+len(a.config)), recordVersion)
+	b := make([]byte, 0, 128+len(a.config))
+	if a.commandVersion() == firstCommandVersion {
+		b = append(b, recordVersion)
+	} else {
+		b = append(b, versionedApplied, a.version)
+	}
 	b = binary.BigEndian.AppendUint64(b, a.index)
 	b = binary.BigEndian.AppendUint64(b, a.term)
 	b = append(b, a.digest[:]...)
@@ -108,22 +120,32 @@ func parseApplied(b []byte) (a appliedRecord, err error) {
 	if err != nil {
 		return a, err
 	}
-	version := c.u8()
-	a = appliedRecord{index: c.u64(), term: c.u64(), digest: c.hash(), cluster: c.id(), bindings: c.u64(), configIndex: c.u64()}
+	version, inUse := c.u8(), uint8(firstCommandVersion)
+	known := version == recordVersion
+	if version == versionedApplied {
+		inUse = c.u8()
+		known = inUse > firstCommandVersion && inUse <= MaxCommandVersion
+	}
+	a = appliedRecord{index: c.u64(), term: c.u64(), digest: c.hash(), cluster: c.id(), bindings: c.u64(), configIndex: c.u64(), version: inUse}
 	a.config = append([]byte(nil), c.bytes32()...)
-	if version != recordVersion || !c.done() {
+	if version == versionedApplied && inUse > MaxCommandVersion {
+		return a, fmt.Errorf("commands of version %d are in use, this program knows %d; upgrade it", inUse, MaxCommandVersion)
+	}
+	if !known || !c.done() {
 		return a, fmt.Errorf("%w: applied record of version %d, %d bytes", ErrCorrupt, version, len(b))
 	}
 	return a, nil
 }
 
-func (h *Head) encode() []byte {
-	b := append(make([]byte, 0, 64), recordVersion)
+func (h *Head) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, h.Size)
 	b = append(b, h.Root[:]...)
-	b = binary.BigEndian.AppendUint64(b, uint64(h.RecordedAt))
-	return seal(b)
+	return binary.BigEndian.AppendUint64(b, uint64(h.RecordedAt))
 }
+
+func (c *cursor) head() Head { return Head{Size: c.u64(), Root: c.hash(), RecordedAt: int64(c.u64())} }
+
+func (h *Head) encode() []byte { return seal(h.append(append(make([]byte, 0, 64), recordVersion))) }
 
 func parseHead(b []byte) (h Head, err error) {
 	c, err := unseal("head", b)
@@ -131,24 +153,31 @@ func parseHead(b []byte) (h Head, err error) {
 		return h, err
 	}
 	version := c.u8()
-	h = Head{Size: c.u64(), Root: c.hash(), RecordedAt: int64(c.u64())}
+	h = c.head()
 	if version != recordVersion || !c.done() {
 		return h, fmt.Errorf("%w: head record of version %d, %d bytes", ErrCorrupt, version, len(b))
 	}
 	return h, nil
 }
 
-func (g *Log) encode() []byte {
-	b := append(make([]byte, 0, 512), recordVersion)
+func (g *Log) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, g.Number)
 	b = appendText8(b, g.Name)
 	b = appendText8(b, g.Origin)
 	b = append(b, byte(g.Kind))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(g.VKey)))
 	b = append(b, g.VKey...)
-	b = binary.BigEndian.AppendUint64(b, uint64(g.CreatedAt))
-	return seal(b)
+	return binary.BigEndian.AppendUint64(b, uint64(g.CreatedAt))
 }
+
+func (c *cursor) log() (g Log) {
+	g = Log{Number: c.u32(), Name: c.text8(), Origin: c.text8(), Kind: lineage.LogKind(c.u8())}
+	g.VKey = string(c.take(int(c.u16())))
+	g.CreatedAt = int64(c.u64())
+	return g
+}
+
+func (g *Log) encode() []byte { return seal(g.append(append(make([]byte, 0, 512), recordVersion))) }
 
 func parseLog(b []byte) (g Log, err error) {
 	c, err := unseal("log", b)
@@ -156,9 +185,7 @@ func parseLog(b []byte) (g Log, err error) {
 		return g, err
 	}
 	version := c.u8()
-	g = Log{Number: c.u32(), Name: c.text8(), Origin: c.text8(), Kind: lineage.LogKind(c.u8())}
-	g.VKey = string(c.take(int(c.u16())))
-	g.CreatedAt = int64(c.u64())
+	g = c.log()
 	if version != recordVersion || !c.done() {
 		return g, fmt.Errorf("%w: log record of version %d, %d bytes", ErrCorrupt, version, len(b))
 	}
@@ -183,23 +210,51 @@ func parseLocal(b []byte) (string, error) {
 	return principal, nil
 }
 
-// Chunks. A leaf in a chunk stands behind recorded_at i64, authn u8, principal (u8 length), u32 length: what an index needs of an
-// entry of a log whose leaves are opaque. A body stands behind state u8 and u32 length.
+// stagedRecord is how far data of a log were fetched ahead: it is written in the batch of the data that it speaks of.
+func encodeStaged(size uint64) []byte {
+	return seal(binary.BigEndian.AppendUint64([]byte{recordVersion}, size))
+}
+
+func parseStaged(b []byte) (size uint64, err error) {
+	c, err := unseal("staged", b)
+	if err != nil {
+		return 0, err
+	}
+	version := c.u8()
+	size = c.u64()
+	if version != recordVersion || !c.done() {
+		return 0, fmt.Errorf("%w: staged record of version %d, %d bytes", ErrCorrupt, version, len(b))
+	}
+	return size, nil
+}
+
+// Chunks. A leaf in a chunk stands behind recorded_at i64, authn u8, principal (u8 length), in an opaque log the event id, and u32 length:
+// what an index needs of an entry whose leaf is opaque, so that everything can be derived from entries. A body stands behind state u8 and
+// u32 length.
 
 const (
 	bodyKept   = 0
 	bodyErased = 1
 )
 
-func appendStoredLeaf(b []byte, recordedAt int64, e *CommandEntry) []byte {
+func appendStoredLeaf(b []byte, kind lineage.LogKind, recordedAt int64, e *CommandEntry) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(recordedAt))
 	b = append(b, byte(e.Authn))
 	b = appendText8(b, e.Principal)
+	if kind == lineage.OpaqueLog {
+		b = append(b, e.EventID[:]...)
+	}
 	b = binary.BigEndian.AppendUint32(b, uint32(len(e.Leaf)))
 	return append(b, e.Leaf...)
 }
 
-func storedLeafBytes(e *CommandEntry) int { return 8 + 1 + 1 + len(e.Principal) + 4 + len(e.Leaf) }
+func storedLeafBytes(kind lineage.LogKind, e *CommandEntry) int {
+	n := 8 + 1 + 1 + len(e.Principal) + 4 + len(e.Leaf)
+	if kind == lineage.OpaqueLog {
+		n += len(e.EventID)
+	}
+	return n
+}
 
 func appendStoredBody(b []byte, body []byte) []byte {
 	b = binary.BigEndian.AppendUint32(append(b, bodyKept), uint32(len(body)))
@@ -209,10 +264,13 @@ func appendStoredBody(b []byte, body []byte) []byte {
 func storedBodyBytes(e *CommandEntry) int { return 1 + 4 + len(e.Body) }
 
 // storedLeaf reads the next leaf of a chunk; the leaf aliases the chunk.
-func (c *cursor) storedLeaf() (e Entry) {
+func (c *cursor) storedLeaf(kind lineage.LogKind) (e Entry) {
 	e.RecordedAt = int64(c.u64())
 	e.Authn = lineage.Authn(c.u8())
 	e.Principal = c.text8()
+	if kind == lineage.OpaqueLog {
+		e.EventID = c.id()
+	}
 	e.Leaf = c.bytes32()
 	return e
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/merkle"
 )
 
@@ -93,44 +94,48 @@ func (l *Ledger) Tree(log uint32) (*Tree, error) {
 }
 
 // loadTree publishes the stored tree of a log. Nobody waits for its reads: Apply loads a tree before it extends it, so whoever finds
-// one published in the meantime has one that is not older.
+// one published in the meantime has one that is not older. Only an installation moves heads of trees that are not loaded; what was read
+// beside one is read again.
 func (l *Ledger) loadTree(log uint32) (*Tree, error) {
-	edge, head, err := l.restore(log)
-	if err != nil {
-		return nil, err
+	for {
+		l.mu.RLock()
+		installs := l.installs
+		l.mu.RUnlock()
+		edge, head, err := l.restore(log)
+		t, done := l.publish(log, installs, edge, head, err)
+		if done {
+			return t, err
+		}
 	}
+}
+
+func (l *Ledger) publish(log uint32, installs uint64, edge *merkle.Edge, head Head, err error) (t *Tree, done bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if t := l.trees[log]; t != nil {
-		return t, nil
+	if installs != l.installs {
+		return nil, false
 	}
-	t := &Tree{l: l, log: log, head: head, view: edge.View()}
+	if err != nil {
+		return nil, true
+	}
+	if t := l.trees[log]; t != nil {
+		return t, true
+	}
+	t = &Tree{l: l, log: log, head: head, view: edge.View()}
 	l.edges[log], l.trees[log] = edge, t
-	return t, nil
+	return t, true
 }
 
 // restore rebuilds the right edge of a log from what is stored.
 func (l *Ledger) restore(log uint32) (*merkle.Edge, Head, error) {
-	v, ok, err := l.get(logKey(tagHead, log))
+	l.mu.RLock()
+	kind := l.registry[log].Kind
+	l.mu.RUnlock()
+	head, err := headIn(l.db, log)
 	if err != nil {
 		return nil, Head{}, err
 	}
-	head := emptyHead()
-	if ok {
-		if head, err = parseHead(v); err != nil {
-			return nil, Head{}, err
-		}
-	}
-	edge, err := merkle.RestoreEdge(head.Size,
-		func(first, n uint64) ([]merkle.Hash, error) {
-			hashes := make([]merkle.Hash, 0, n)
-			err := l.stored(log, first, first+n, false, func(e *Entry) error {
-				hashes = append(hashes, merkle.LeafHash(e.Leaf))
-				return nil
-			})
-			return hashes, err
-		},
-		func(id merkle.TileID) ([]merkle.Hash, error) { return l.fullTile(log, id) })
+	edge, err := l.edgeAt(kind, log, head.Size)
 	if err != nil {
 		return nil, Head{}, err
 	}
@@ -138,6 +143,29 @@ func (l *Ledger) restore(log uint32) (*merkle.Edge, Head, error) {
 		return nil, Head{}, fmt.Errorf("%w: log %d at size %d: recorded root %s, stored entries and tiles give %s", ErrCorrupt, log, head.Size, head.Root, root)
 	}
 	return edge, head, nil
+}
+
+// headIn reads the head of a log; one that has no entry yet has none stored.
+func headIn(r pebble.Reader, log uint32) (Head, error) {
+	v, ok, err := get(r, logKey(tagHead, log))
+	if err != nil || !ok {
+		return emptyHead(), err
+	}
+	return parseHead(v)
+}
+
+// edgeAt rebuilds the right edge of a log at a size up to which entries are stored, published or not.
+func (l *Ledger) edgeAt(kind lineage.LogKind, log uint32, size uint64) (*merkle.Edge, error) {
+	return merkle.RestoreEdge(size,
+		func(first, n uint64) ([]merkle.Hash, error) {
+			hashes := make([]merkle.Hash, 0, n)
+			err := l.storedAs(kind, log, first, first+n, false, func(e *Entry) error {
+				hashes = append(hashes, merkle.LeafHash(e.Leaf))
+				return nil
+			})
+			return hashes, err
+		},
+		func(id merkle.TileID) ([]merkle.Hash, error) { return l.fullTile(log, id) })
 }
 
 func isNotFound(err error) bool { return errors.Is(err, pebble.ErrNotFound) }
