@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -61,19 +59,31 @@ func serve(ctx context.Context, c *Config, log *slog.Logger, exit func(int)) int
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	n, err := node.Open(ctx, node.Config{
+	nc := node.Config{
 		Dir: c.Data, OriginHost: c.OriginHost, LockTimeout: c.LockTimeout, Authn: lineage.AuthnNone, Logger: log, Registry: registry,
+		SecretFile: c.SecretFile, KeyDir: c.KeyDir, HeartbeatTimeout: c.HeartbeatTimeout, Version: version(),
 		Die: func(string, error) { exit(exitDied) }, // the node has logged why
-	})
+	}
+	certs, err := openCertificates(c, log)
+	if err != nil {
+		log.Error("cannot serve", "err", err)
+		return exitFailed
+	}
+	certs.watch(ctx, log)
+	nc.Peer = certs.peer(c)
+	n, err := node.Open(ctx, nc)
 	switch {
 	case errors.Is(err, node.ErrBusy):
 		log.Error("cannot open the ledger", "data", c.Data, "err", err)
 		return exitBusy
+	case err != nil && ctx.Err() != nil:
+		log.Info("stopped before the ledger was open", "err", err)
+		return exitOK
 	case err != nil:
 		log.Error("cannot open the ledger", "data", c.Data, "err", err)
 		return exitFailed
 	}
-	err = serveNode(ctx, release, c, n, log)
+	err = serveNode(ctx, release, c, certs, n, log)
 	if err != nil {
 		log.Error("cannot serve", "err", err)
 	}
@@ -91,17 +101,15 @@ func serve(ctx context.Context, c *Config, log *slog.Logger, exit func(int)) int
 }
 
 // serveNode serves n on the configured ports until ctx ends, then drains them.
-func serveNode(ctx context.Context, release func(), c *Config, n *node.Node, log *slog.Logger) error {
-	secure, err := tlsConfig(c)
-	if err != nil {
-		return err
-	}
+func serveNode(ctx context.Context, release func(), c *Config, certs *certificates, n *node.Node, log *slog.Logger) error {
+	secure := certs.server()
 	grpcPort, err := listen(c.GRPCAddress, secure)
 	if err != nil {
 		return fmt.Errorf("grpc-address: %w", err)
 	}
 	defer grpcPort.Close() // twice is harmless; a server that came up has closed it
 	addresses := map[string]string{"grpc": grpcPort.Addr().String()}
+	n.Announce(c.advertisedGRPC(addresses["grpc"]))
 	failed := make(chan error, 2)
 	web := httpapi.Server(n.Handler())
 	web.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelWarn)
@@ -114,6 +122,9 @@ func serveNode(ctx context.Context, release func(), c *Config, n *node.Node, log
 		addresses["http"] = port.Addr().String()
 		go func() { failed <- web.Serve(port) }()
 	}
+	if address := n.PeerAddress(); address != "" {
+		addresses["peer"] = address
+	}
 	server := n.NewServer()
 	defer server.Stop()
 	go func() { failed <- server.Serve(grpcPort) }()
@@ -123,7 +134,8 @@ func serveNode(ctx context.Context, release func(), c *Config, n *node.Node, log
 		}
 		defer os.Remove(c.AddressFile)
 	}
-	log.Info("serving", "data", c.Data, "grpc", addresses["grpc"], "http", addresses["http"], "tls", secure != nil, "created", n.Created(), "version", version())
+	log.Info("serving", "data", c.Data, "grpc", addresses["grpc"], "http", addresses["http"], "peer", addresses["peer"], "tls", secure != nil,
+		"node", n.ID(), "created", n.Created(), "version", version())
 	select {
 	case err := <-failed:
 		return err
@@ -146,27 +158,6 @@ func serveNode(ctx context.Context, release func(), c *Config, n *node.Node, log
 		<-drained
 	}
 	return nil
-}
-
-// tlsConfig returns how both ports speak TLS, nil when they do not.
-func tlsConfig(c *Config) (*tls.Config, error) {
-	if c.TLSCert == "" {
-		return nil, nil
-	}
-	pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
-	if err != nil {
-		return nil, fmt.Errorf("tls-cert, tls-key: %w", err)
-	}
-	// gRPC is HTTP/2 and its clients insist on hearing so (ALPN); the HTTP server speaks both.
-	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}, nil
-}
-
-func listen(address string, secure *tls.Config) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
-	if err != nil || secure == nil {
-		return l, err
-	}
-	return tls.NewListener(l, secure), nil
 }
 
 // writeAddresses makes the file appear whole, so that whoever waits for it never reads half of it.

@@ -29,12 +29,15 @@ func (m machine) Durable() (consensus.Position, error) {
 func (m machine) Flush(ctx context.Context, index uint64) error { return m.l.Flush(ctx, index) }
 
 // proposer is consensus as the sequencer sees it.
-type proposer struct{ c *consensus.Consensus }
+// A catch-up replaces the instance.
+type proposer struct{ n *Node }
 
-func (p proposer) Propose(command []byte) sequencer.Proposal { return proposal{p.c.Propose(command)} }
-func (p proposer) Barrier(ctx context.Context) error         { return p.c.Barrier(ctx) }
-func (p proposer) Term() uint64                              { return p.c.Term() }
-func (p proposer) StepDown() error                           { return p.c.StepDown() }
+func (p proposer) Propose(command []byte) sequencer.Proposal {
+	return proposal{p.n.raft().Propose(command)}
+}
+func (p proposer) Barrier(ctx context.Context) error { return p.n.raft().Barrier(ctx) }
+func (p proposer) Term() uint64                      { return p.n.raft().Term() }
+func (p proposer) StepDown() error                   { return p.n.raft().StepDown() }
 
 type proposal struct{ p *consensus.Proposal }
 

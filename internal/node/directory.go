@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -60,8 +61,8 @@ type directory struct {
 	path string
 	lock io.Closer
 	format
-	secret [signer.SecretBytes]byte
-	fresh  bool // FORMAT is not there yet
+	secret *[signer.SecretBytes]byte // nil: there is none
+	fresh  bool                      // FORMAT is not there yet
 	// existing forbids to start a ledger.
 	existing bool
 	// parents are the directories that got a new entry when this one was made.
@@ -138,15 +139,64 @@ func (d *directory) read() error {
 	if want, err := d.format.encode(); err != nil || !bytes.Equal(b, want) {
 		return fmt.Errorf("%w: %s is not as this program wrote it", ErrFormat, d.join(formatFile))
 	}
-	secret, err := d.readFile(secretFile)
-	if err != nil {
-		return fmt.Errorf("the node's secret: %w; without it this node cannot sign: put it back from where you keep it", err)
+	return d.readSecret()
+}
+
+// readSecret reads the secret, if there is one.
+func (d *directory) readSecret() error {
+	b, err := d.readFile(secretFile)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("the node's secret: %w", err)
+	case len(b) != signer.SecretBytes:
+		return fmt.Errorf("%w: %s has %d bytes, not %d", ErrFormat, d.join(secretFile), len(b), signer.SecretBytes)
 	}
-	if len(secret) != len(d.secret) {
-		return fmt.Errorf("%w: %s has %d bytes, not %d", ErrFormat, d.join(secretFile), len(secret), len(d.secret))
-	}
-	copy(d.secret[:], secret)
+	d.secret = (*[signer.SecretBytes]byte)(b)
 	return nil
+}
+
+// takeSecret gives a directory without a secret one: that of a file of the operator's if there is one, else, if mint is set, a new one. A
+// secret that is there is never replaced or thrown away.
+func (d *directory) takeSecret(file string, mint bool) error {
+	if d.secret != nil {
+		return nil
+	}
+	var b []byte
+	switch {
+	case file != "":
+		var err error
+		if b, err = readPrivate(file); err != nil {
+			return fmt.Errorf("secret file: %w", err)
+		}
+		if len(b) != signer.SecretBytes {
+			return fmt.Errorf("secret file %s has %d bytes, not %d", file, len(b), signer.SecretBytes)
+		}
+	case mint:
+		b = randomBytes(signer.SecretBytes)
+	default:
+		return nil
+	}
+	d.secret = (*[signer.SecretBytes]byte)(b)
+	return d.write(secretFile, b, true)
+}
+
+// readPrivate reads a small file of the operator's that nobody else may be able to read.
+func readPrivate(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if mode := info.Mode().Perm(); runtime.GOOS != "windows" && mode&0o077 != 0 {
+		return nil, fmt.Errorf("%s can be read by others (mode %04o): chmod 600 it", file, mode)
+	}
+	return io.ReadAll(io.LimitReader(f, maxFormatBytes))
 }
 
 func (d *directory) readFile(name string) ([]byte, error) {
@@ -182,17 +232,7 @@ func (d *directory) start() error {
 	}
 	d.fresh = true
 	d.format = format{formatVersion, lineage.ID(randomBytes(16)), lineage.ID(randomBytes(16))}
-	switch secret, err := d.readFile(secretFile); {
-	case err == nil && len(secret) == len(d.secret):
-		copy(d.secret[:], secret) // of a broken attempt, or put there: a secret is never thrown away
-		return nil
-	case err == nil:
-		return fmt.Errorf("%w: %s has %d bytes, not %d", ErrFormat, d.join(secretFile), len(secret), len(d.secret))
-	case !errors.Is(err, os.ErrNotExist):
-		return err
-	}
-	copy(d.secret[:], randomBytes(len(d.secret)))
-	return d.write(secretFile, d.secret[:], true)
+	return d.readSecret() // of a broken attempt, or put there
 }
 
 // mayStart refuses a directory with anything in it that a new ledger would stand between, or that was a ledger.
@@ -277,6 +317,14 @@ func (d *directory) write(name string, content []byte, private bool) error {
 	return nil
 }
 
+// remove takes a file away for good, if it is there.
+func (d *directory) remove(name string) error {
+	if err := d.fs.Remove(d.join(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return syncDir(d.fs, d.path)
+}
+
 // syncDir makes the entries of a directory durable.
 func syncDir(fs vfs.FS, path string) error {
 	f, err := fs.OpenDir(path)
@@ -289,11 +337,18 @@ func syncDir(fs vfs.FS, path string) error {
 // checkSecret refuses a secret that is not the one that the ledger was made with: nobody could verify what it signs. One log tells, for
 // all keys of a node come from its secret.
 func (n *Node) checkSecret() error {
-	g, err := n.ledger.LogByNumber(ledger.SystemLog)
+	g, err := n.Ledger().LogByNumber(ledger.SystemLog)
+	if errors.Is(err, ledger.ErrNotFound) {
+		return nil // a node that joined and has nothing yet: each log is checked when it is used
+	}
 	if err != nil {
 		return err
 	}
 	vkey, err := n.signer.VKey(g.Origin)
+	if errors.Is(err, signer.ErrNoKey) && n.clustered() {
+		n.c.Logger.Warn("this node has neither the cluster's secret nor the key of the system log: it votes and serves, signs nothing of it, and cannot lead")
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -154,7 +154,7 @@ func TestDirectory(t *testing.T) {
 		{"secret gone", remove(secretFile), nil, put(secretFile, secret)},
 		{"secret of another ledger", put(secretFile, other), ErrFormat, put(secretFile, secret)},
 		{"secret cut short", put(secretFile, secret[:31]), ErrFormat, put(secretFile, secret)},
-		{"raft log gone (H9)", remove(raftDir), consensus.ErrLogMismatch, func(t *testing.T, d *vfs.MemFS) { copyDir(t, origin, d, file(raftDir)) }},
+		{"raft log gone (H9)", remove(raftDir), ErrIdentity, func(t *testing.T, d *vfs.MemFS) { copyDir(t, origin, d, file(raftDir)) }},
 		{"vote gone", remove(raftDir + "/vote"), nil, func(t *testing.T, d *vfs.MemFS) { copyDir(t, origin, d, file(raftDir)) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -236,7 +236,7 @@ func TestStoresOfDifferentAge(t *testing.T) {
 	if err := h.append(t.Context(), n, "main", testEvent(1)); err != nil {
 		t.Fatal(err)
 	}
-	for n.consensus.Stats().First < 40 {
+	for n.raft().Stats().First < 40 {
 		time.Sleep(10 * time.Millisecond)
 	}
 	mustCloseStorm(t, n)
@@ -262,8 +262,8 @@ func TestStoresOfDifferentAge(t *testing.T) {
 	}{
 		{"state gone, log whole: replayed", mix(whole, nil, stateDir), known, nil},
 		{"state older, log whole: replayed", mix(whole, early, stateDir), known, nil},
-		{"state gone, log cut (H10)", mix(cut, nil, stateDir), nil, consensus.ErrLogMismatch},
-		{"state older, log cut (H13)", mix(cut, early, stateDir), nil, consensus.ErrLogMismatch},
+		{"state gone, log cut (H10)", mix(cut, nil, stateDir), nil, ledger.ErrCorrupt},
+		{"state older, log cut (H13)", mix(cut, early, stateDir), nil, ledger.ErrCorrupt},
 		{"log older than state (H9 i)", mix(cut, early, raftDir), nil, consensus.ErrLogMismatch},
 		{"log and state older: a backup, or amnesia", mix(whole, early, raftDir, stateDir), known, nil},
 	} {
@@ -390,10 +390,10 @@ func TestUnknownCommandHalts(t *testing.T) {
 	n, _ := filled(t, disk, calm, 3)
 	applied := n.Ledger().Applied()
 	why := dies(t, n, func() {
-		p := n.consensus.Propose([]byte{2, 0, 0, 0, 0, 1, 2, 3})
+		p := n.raft().Propose([]byte{ledger.MaxCommandVersion + 1, 0, 0, 0, 0, 1, 2, 3})
 		_, _, _ = p.Wait(context.Background())
 	})
-	if !strings.Contains(why, "version 2") {
+	if !strings.Contains(why, fmt.Sprintf("version %d", ledger.MaxCommandVersion+1)) {
 		t.Error(why)
 	}
 	if n.Ledger().Applied() != applied {
@@ -407,7 +407,7 @@ func TestUnknownCommandHalts(t *testing.T) {
 		})
 		dead <- fmt.Errorf("opened: %w", err)
 	}()
-	if err := <-dead; !strings.Contains(err.Error(), "version 2") {
+	if err := <-dead; !strings.Contains(err.Error(), fmt.Sprintf("version %d", ledger.MaxCommandVersion+1)) {
 		t.Errorf("at the next start: %v", err)
 	}
 	// n and the second node hang in Apply for ever, as a dying process does; their disks are their own.

@@ -16,34 +16,47 @@ import (
 	ledgerv1 "github.com/provledger/provledger/proto/ledger/v1"
 )
 
-// NewServer returns a gRPC server with the ledger service, health and reflection. The caller serves and stops it, before Close.
+// newService makes the service that all servers of this node share. It has no ledger to answer from until it is given one.
+func (n *Node) newService() {
+	n.rpcMetrics, n.health = rpc.NewMetrics(n.c.Registry), newHealth()
+	o := rpc.Options{Identify: n.identify, Logger: n.c.Logger, Cluster: controls{n}}
+	if n.c.Peer != nil {
+		o.Router = router{n}
+	}
+	n.service = rpc.New(o)
+}
+
+// serving is what the service answers from.
+func (n *Node) serving() *rpc.Backend {
+	c := n.core.Load()
+	return &rpc.Backend{Ledger: c.ledger, Appender: c.sequencer, Checkpoints: n.signer, Finder: c.ledger}
+}
+
+// NewServer returns a gRPC server with the ledger services, health and reflection. The caller serves and stops it, before Close.
 func (n *Node) NewServer(extra ...grpc.ServerOption) *grpc.Server {
 	s := grpc.NewServer(append(rpc.ServerOptions(n.c.Logger, n.rpcMetrics), extra...)...)
-	service := rpc.New(rpc.Options{
-		Backend:  &rpc.Backend{Ledger: n.ledger, Appender: n.sequencer, Checkpoints: n.signer, Finder: n.ledger},
-		Identify: n.identify, Logger: n.c.Logger,
-	})
-	service.Register(s)
-	n.mu.Lock()
-	n.services = append(n.services, service)
-	n.mu.Unlock()
+	n.service.Register(s)
 	healthpb.RegisterHealthServer(s, n.health)
 	reflection.Register(s)
 	return s
 }
 
-// Drain ends what a graceful stop of a server would wait for without end: watches.
+// Drain prepares for a stop: a leader hands over, so that nobody waits for an election, and what a graceful stop of a server would wait for
+// without end is ended: watches.
 func (n *Node) Drain() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, s := range n.services {
-		s.Drain()
+	if n.clustered() && n.raft().IsLeader() && !n.alone() {
+		ctx, cancel := context.WithTimeout(context.Background(), handOverTimeout)
+		if err := n.control.Transfer(ctx, ""); err != nil {
+			n.c.Logger.Warn("leadership could not be handed over; the others elect", "err", err)
+		}
+		cancel()
 	}
+	n.service.Drain()
 }
 
 // identify is who everybody is until there is access control: the one local principal of this ledger.
 func (n *Node) identify(context.Context) (string, lineage.Authn, error) {
-	return n.ledger.LocalPrincipal(), n.c.Authn, nil
+	return n.Ledger().LocalPrincipal(), n.c.Authn, nil
 }
 
 // Handler returns what the HTTP port serves.
@@ -75,12 +88,11 @@ func (n *Node) registerMetrics() {
 	counter := func(name, help string, value func() float64) {
 		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "provledger_" + name, Help: help}, value))
 	}
-	m := n.sequencer.Metrics()
-	counter("commands_total", "Raft commands proposed.", func() float64 { return float64(m.Commands.Load()) })
-	counter("entries_total", "Entries recorded by this node as leader.", func() float64 { return float64(m.Entries.Load()) })
-	counter("duplicates_total", "Events that were recorded before.", func() float64 { return float64(m.Duplicates.Load()) })
-	counter("recomposed_total", "Requests composed again after a refusal.", func() float64 { return float64(m.Recomposed.Load()) })
-	counter("commands_refused_total", "Commands that the state machine refused.", func() float64 { return float64(m.Refused.Load()) })
+	counter("commands_total", "Raft commands proposed.", func() float64 { return float64(n.Sequencer().Metrics().Commands.Load()) })
+	counter("entries_total", "Entries recorded by this node as leader.", func() float64 { return float64(n.Sequencer().Metrics().Entries.Load()) })
+	counter("duplicates_total", "Events that were recorded before.", func() float64 { return float64(n.Sequencer().Metrics().Duplicates.Load()) })
+	counter("recomposed_total", "Requests composed again after a refusal.", func() float64 { return float64(n.Sequencer().Metrics().Recomposed.Load()) })
+	counter("commands_refused_total", "Commands that the state machine refused.", func() float64 { return float64(n.Sequencer().Metrics().Refused.Load()) })
 	gauge("ready", "1 if the node accepts appends.", func() float64 {
 		if n.Ready() != nil {
 			return 0
@@ -88,20 +100,20 @@ func (n *Node) registerMetrics() {
 		return 1
 	})
 	gauge("quarantined", "1 if the node's state contradicts itself or its peers.", func() float64 {
-		if n.ledger.Quarantined() != nil {
+		if n.Ledger().Quarantined() != nil {
 			return 1
 		}
 		return 0
 	})
-	gauge("applied_index", "Raft index up to which the state is applied.", func() float64 { return float64(n.ledger.Applied().Index) })
+	gauge("applied_index", "Raft index up to which the state is applied.", func() float64 { return float64(n.Ledger().Applied().Index) })
 	gauge("durable_index", "Raft index up to which the state survives a power cut without replay.", func() float64 {
-		p, err := n.ledger.Durable()
+		p, err := n.Ledger().Durable()
 		if err != nil {
 			return -1
 		}
 		return float64(p.Index)
 	})
 	gauge("raft_log_bytes", "Bytes of live raft log segments.", func() float64 { return float64(n.log.Bytes()) })
-	gauge("raft_term", "Current raft term.", func() float64 { return float64(n.consensus.Term()) })
+	gauge("raft_term", "Current raft term.", func() float64 { return float64(n.raft().Term()) })
 	gauge("free_bytes", "Free bytes on the ledger's file system.", func() float64 { return float64(n.free.Load()) })
 }

@@ -194,17 +194,16 @@ type opened struct {
 	logs    *logs
 	mu      sync.Mutex
 	dead    string
-	died    chan struct{} // closed with dead
-	onDeath func()        // may be nil
+	died    chan struct{} // closed at the first death
+	once    sync.Once
+	onDeath func() // may be nil
 }
 
 func openStorm(ctx context.Context, fs vfs.FS, edit func(*Config)) (*opened, error) {
 	o := &opened{logs: &logs{}, died: make(chan struct{})}
 	c := stormConfig(fs, slog.New(slog.NewTextHandler(o.logs, &slog.HandlerOptions{Level: slog.LevelWarn})), func(reason string, err error) {
 		o.mu.Lock()
-		if o.dead == "" {
-			close(o.died)
-		}
+		o.once.Do(func() { close(o.died) })
 		o.dead = fmt.Sprintf("%s: %v", reason, err)
 		if o.onDeath != nil {
 			o.onDeath()
@@ -489,7 +488,7 @@ func TestCrashStorm(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		first := n.consensus.Stats().First
+		first := n.raft().Stats().First
 		if err := n.Close(t.Context()); err != nil {
 			t.Error(err)
 		}

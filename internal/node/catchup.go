@@ -1,0 +1,199 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/provledger/provledger/internal/catchup"
+	"github.com/provledger/provledger/internal/checkpoint"
+	"github.com/provledger/provledger/internal/consensus"
+	"github.com/provledger/provledger/internal/ledger"
+	"github.com/provledger/provledger/internal/merkle"
+)
+
+const (
+	// installFile marks a catch-up between its installation and the repair of the raft log. While it is there, a start finishes that.
+	installFile = "install"
+	// stateNew is the state store that a repair builds, stateOld the damaged one that it replaces. The damaged one is kept, the newest one only:
+	// whoever wants to know what happened looks into it.
+	stateNew = "state.new"
+	stateOld = "state.damaged"
+	// catchUpRetry is the pause after a catch-up that failed.
+	catchUpRetry = 2 * time.Second
+	// restartTimeout bounds how long raft takes to stop for a switch. It has nothing in flight that matters: this node does not lead.
+	restartTimeout = 10 * time.Second
+)
+
+// install is the content of installFile.
+type install struct {
+	// Swap says that the new state store replaces the old one; else the live one was brought forward.
+	Swap bool `json:"swap"`
+}
+
+// verifyCheckpoint holds what a peer claims of a log to a signature by the log's key. Where no peer has the key, there is none: then the
+// majority of the peers is believed, whose chain digests were compared.
+func (n *Node) verifyCheckpoint(g ledger.Log, note []byte, size uint64, root merkle.Hash) error {
+	if note == nil {
+		n.c.Logger.Warn("no peer can sign for a log; its root is believed because the peers agree", "log", g.Name, "size", size)
+		return nil
+	}
+	v, err := checkpoint.NewVerifier(g.VKey)
+	if err != nil {
+		return err
+	}
+	c, err := checkpoint.Open(note, v)
+	if err != nil {
+		return err
+	}
+	if c.Origin != g.Origin || c.Size != size || c.Root != root {
+		return fmt.Errorf("the checkpoint is of %s at size %d with root %s, not of %s at size %d with root %s", c.Origin, c.Size, c.Root, g.Origin, size, root)
+	}
+	return nil
+}
+
+// sources are the peers that a catch-up fetches from.
+func (n *Node) sources() []catchup.Source {
+	var out []catchup.Source
+	for _, c := range n.peers.others() {
+		out = append(out, c)
+	}
+	return out
+}
+
+// follow brings this node forward whenever the leader says that it is behind the leader's log, until ctx ends.
+func (n *Node) follow(ctx context.Context) {
+	for {
+		var b consensus.Behind
+		select {
+		case b = <-n.behind:
+		case <-ctx.Done():
+			return
+		}
+		if n.Ledger().Quarantined() != nil {
+			continue // a repair does it
+		}
+		n.catchingUp.Store(true)
+		err := n.catchUp(ctx, b)
+		n.catchingUp.Store(false)
+		select { // what was asked for meanwhile has been done, or is asked for again
+		case <-n.behind:
+		default:
+		}
+		if err != nil && ctx.Err() == nil {
+			n.c.Logger.Error("catch-up failed; it is tried again", "err", err)
+			if pause(ctx, catchUpRetry) != nil {
+				return
+			}
+		}
+	}
+}
+
+// onBehind is called on raft's goroutine.
+func (n *Node) onBehind(b consensus.Behind) {
+	n.behindIndex.Store(b.Index)
+	select {
+	case n.behind <- b:
+	default:
+	}
+}
+
+// catchUp fetches what this node lacks while raft goes on voting, then stops raft for the moment that it takes to move the heads.
+func (n *Node) catchUp(ctx context.Context, b consensus.Behind) error {
+	start := time.Now()
+	l := n.Ledger()
+	n.c.Logger.Info("this node is behind the leader's log and fetches what it lacks", "applied", l.Applied().Index, "leader_at", b.Index)
+	stage, export, err := catchup.Fetch(ctx, catchup.Options{
+		Ledger: l, Sources: n.sources(), MinIndex: b.Index, MovedIndex: n.behindIndex.Load, Verify: n.verifyCheckpoint, Logger: n.c.Logger, Progress: n.progress.set,
+	})
+	if err != nil {
+		return err
+	}
+	err = n.restartRaft(ctx, func(ctx context.Context) error {
+		if l.Applied().Index >= export.Index {
+			return nil // a leader with a longer log was quicker
+		}
+		if err := n.mark(install{}); err != nil {
+			return err
+		}
+		if err := stage.Install(ctx); err != nil {
+			return err
+		}
+		return n.finishInstall()
+	})
+	if err == nil {
+		n.c.Logger.Info("caught up", "applied", l.Applied().Index, "took", time.Since(start).Round(time.Millisecond))
+	}
+	return err
+}
+
+// mark writes the install marker.
+func (n *Node) mark(i install) error {
+	b, err := json.Marshal(i)
+	if err != nil {
+		return err
+	}
+	return n.dir.write(installFile, b, false)
+}
+
+// finishInstall makes the raft log fit the durable state and removes the marker. Done twice it changes nothing.
+func (n *Node) finishInstall() error {
+	p, err := n.Ledger().Durable()
+	if err != nil {
+		return err
+	}
+	if err := consensus.ResetLog(n.log, consensus.Position(p)); err != nil {
+		return err
+	}
+	return n.dir.remove(installFile)
+}
+
+// pendingInstall reads the marker of an installation that a crash cut short, nil if there is none.
+func (n *Node) pendingInstall() (*install, error) {
+	b, err := n.dir.readFile(installFile)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var i install
+	if err := json.Unmarshal(b, &i); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrFormat, n.dir.join(installFile), err)
+	}
+	return &i, nil
+}
+
+// restartRaft stops raft, has something done to log and state that raft may not see, and starts it anew. If that fails half-way the process
+// ends: a node without raft is of no use, and the next start finds either state whole.
+func (n *Node) restartRaft(ctx context.Context, between func(context.Context) error) error {
+	n.restart.Lock()
+	defer n.restart.Unlock()
+	if n.closing {
+		return errors.New("the node is closing")
+	}
+	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
+	defer cancel()
+	if err := n.raft().Close(ctx); err != nil {
+		n.die("raft does not stop for a catch-up", err)
+	}
+	failed := between(ctx)
+	if failed != nil && ctx.Err() == nil {
+		n.c.Logger.Error("the state could not be moved forward", "err", failed)
+	}
+	if err := n.startRaft(); err != nil {
+		n.die("raft does not start after a catch-up", errors.Join(failed, err))
+	}
+	return failed
+}
+
+// progress is how far a catch-up is, for metrics and for whoever asks.
+type progress struct {
+	p atomic.Pointer[catchup.Progress]
+}
+
+func (p *progress) set(now catchup.Progress) { p.p.Store(&now) }

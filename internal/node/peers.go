@@ -1,0 +1,101 @@
+package node
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/consensus"
+	"github.com/provledger/provledger/internal/peer"
+	"github.com/provledger/provledger/internal/peerapi"
+)
+
+// peers keeps one gRPC connection to each other member, dialled at the address that the membership has for it.
+type peers struct {
+	port    *peer.Port
+	self    string
+	members func() []consensus.Server
+
+	mu    sync.Mutex
+	conns map[string]*peerConn // by node id
+}
+
+type peerConn struct {
+	address string
+	cc      *grpc.ClientConn
+}
+
+func newPeers(port *peer.Port, self string, members func() []consensus.Server) *peers {
+	return &peers{port: port, self: self, members: members, conns: map[string]*peerConn{}}
+}
+
+// conn returns the connection to a member. It is not closed by the caller, and is closed when the member's address changes.
+func (p *peers) conn(id string) (*grpc.ClientConn, error) {
+	members := p.members()
+	i := slices.IndexFunc(members, func(s consensus.Server) bool { return s.ID == id })
+	if i < 0 {
+		return nil, fmt.Errorf("node %s is not a member", id)
+	}
+	return p.connAt(id, members[i].Address)
+}
+
+// connAt returns the connection to a node at an address.
+func (p *peers) connAt(id, address string) (*grpc.ClientConn, error) {
+	if p.port == nil {
+		return nil, fmt.Errorf("node %s: this node has no peer port", id)
+	}
+	want, err := lineage.ParseID(id)
+	if err != nil {
+		return nil, fmt.Errorf("node %q: %w", id, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.conns[id]
+	if old != nil && old.address == address {
+		return old.cc, nil
+	}
+	cc, err := p.port.Dial(want, address)
+	if err != nil {
+		return nil, err
+	}
+	if old != nil {
+		old.cc.Close()
+	}
+	p.conns[id] = &peerConn{address, cc}
+	return cc, nil
+}
+
+// others returns a client for every other member, in an order of no meaning.
+func (p *peers) others() []*peerapi.Client {
+	var out []*peerapi.Client
+	for _, s := range p.members() {
+		if s.ID == p.self {
+			continue
+		}
+		if cc, err := p.connAt(s.ID, s.Address); err == nil {
+			out = append(out, peerapi.NewClient(cc, s.ID))
+		}
+	}
+	return out
+}
+
+// client returns a client for one member.
+func (p *peers) client(id string) (*peerapi.Client, error) {
+	cc, err := p.conn(id)
+	if err != nil {
+		return nil, err
+	}
+	return peerapi.NewClient(cc, id), nil
+}
+
+func (p *peers) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, c := range p.conns {
+		c.cc.Close()
+		delete(p.conns, id)
+	}
+}
