@@ -3,7 +3,6 @@ package peer
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -54,7 +53,6 @@ func (p *Port) welcome(s *stranger) error {
 		if !p.register(c) {
 			return net.ErrClosed
 		}
-		c.release = func() { p.unregister(c) }
 	}
 	_, err = t.Write(answer)
 	switch {
@@ -256,14 +254,12 @@ func (p *Port) introduce(c *conn, want lineage.ID) error {
 	case h.NodeID == self.NodeID && h.BootID != self.BootID:
 		return twoProcesses(h.NodeID, "the one at "+c.RemoteAddr().String(), c.LocalAddr().String())
 	}
-	c.remote = Remote{h, peerCertificate(c.Conn)}
+	c.remote = Remote{h, c.ConnectionState().PeerCertificates[0]}
 	if err := checkCluster(c.lane, self, h); err != nil {
 		return err
 	}
 	return CheckNode(c.remote.Certificate, h.NodeID)
 }
-
-func peerCertificate(t *tls.Conn) *x509.Certificate { return t.ConnectionState().PeerCertificates[0] }
 
 // Ask returns the hello of the node that answers at an address, which must be want unless that is zero. It is not asked to admit anybody:
 // whoever has a certificate of the cluster's authorities may know who a node is.

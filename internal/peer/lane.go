@@ -19,11 +19,13 @@ import (
 // conn is a connection whose other end is known.
 type conn struct {
 	*tls.Conn
-	raw     *stranger
-	lane    Lane
-	remote  Remote
-	release func() // nil or called once, by the first Close
-	once    sync.Once
+	raw    *stranger
+	lane   Lane
+	remote Remote
+
+	mu     sync.Mutex
+	closed bool
+	after  []func() // what Close still has to do
 }
 
 // Read reads what the peer sent. An end without TLS's goodbye is an end: both protocols frame their messages themselves.
@@ -37,12 +39,25 @@ func (c *conn) Read(b []byte) (int, error) {
 
 // Close closes without TLS's goodbye, which would wait up to five seconds for a peer that does not read.
 func (c *conn) Close() error {
-	c.once.Do(func() {
-		if c.release != nil {
-			c.release()
-		}
-	})
+	c.mu.Lock()
+	after := c.after
+	c.closed, c.after = true, nil
+	c.mu.Unlock()
+	for _, f := range after {
+		f()
+	}
 	return c.raw.Close()
+}
+
+// onClose makes Close call f, unless it was called already.
+func (c *conn) onClose(f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.after = append(c.after, f)
+	return true
 }
 
 // listener is where a lane's connections come out, a net.Listener.
@@ -107,17 +122,12 @@ func (p *Port) API() net.Listener {
 // Raft is the raft.StreamLayer for one raft instance. Closing it leaves the port open and closes the instance's connections, accepted and
 // dialled, because raft's transport forgets them; a later call supersedes an earlier one, whose Accept ends.
 //
-// The address for Dial is "NODE-ID@HOST:PORT" (RaftAddress): the far side must say that it is NODE-ID, and its certificate must be good
+// The address for Dial is "NODE-ID@HOST:PORT": the far side must say that it is NODE-ID, and its certificate must be good
 // for HOST.
 func (p *Port) Raft() raft.StreamLayer {
 	s := &stream{listener: newListener(LaneRaft, p.advertised()), port: p, conns: map[*conn]struct{}{}}
 	p.setLane(s.listener)
 	return s
-}
-
-// RaftAddress is what the stream layer's Dial takes.
-func RaftAddress(node, address string) raft.ServerAddress {
-	return raft.ServerAddress(node + "@" + address)
 }
 
 // advertised is the address under which others find this node; raft takes the listener's for its own.
@@ -191,16 +201,14 @@ func (s *stream) keep(c *conn) bool {
 	if s.closed {
 		return false
 	}
-	s.conns[c] = struct{}{}
-	inner := c.release
-	c.release = func() {
-		if inner != nil {
-			inner()
-		}
+	if !c.onClose(func() {
 		s.mu.Lock()
 		delete(s.conns, c)
 		s.mu.Unlock()
+	}) {
+		return false
 	}
+	s.conns[c] = struct{}{}
 	return true
 }
 

@@ -159,8 +159,8 @@ func Listen(address string, o Options) (*Port, error) {
 // Addr is the address that the port listens on.
 func (p *Port) Addr() net.Addr { return p.listener.Addr() }
 
-// Close closes the port, every inbound connection and those of raft, and returns when no goroutine of it is left. Connections of Dial are
-// their owners'.
+// Close closes the port and every inbound connection, and returns when no goroutine of it is left. Connections that were dialled are their
+// owners': of Dial's caller, and of the stream layer that raft closes.
 func (p *Port) Close() error {
 	p.mu.Lock()
 	if p.closed {
@@ -259,14 +259,15 @@ func (p *Port) register(c *conn) bool {
 		most = MaxAPIConnections
 	}
 	p.mu.Lock()
-	if p.closed {
+	if p.closed || !c.onClose(func() { p.unregister(c) }) {
 		p.mu.Unlock()
 		return false
 	}
 	list := append(p.inbound[key], c)
 	var oldest *conn
 	if len(list) > most {
-		oldest, list = list[0], slices.Delete(list, 0, 1)
+		oldest = list[0] // before Delete, which moves the others up
+		list = slices.Delete(list, 0, 1)
 	}
 	p.inbound[key] = list
 	p.mu.Unlock()

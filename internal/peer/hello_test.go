@@ -1,0 +1,122 @@
+package peer
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/provledger/provledger/client/lineage"
+)
+
+func TestHelloRoundTrip(t *testing.T) {
+	h := Hello{ClusterID: lineage.NewID(), NodeID: lineage.NewID(), BootID: lineage.NewID(), Configuration: 1<<63 + 5,
+		Address: strings.Repeat("a", 253) + ":65535", APIAddress: "[::1]:7600"}
+	for _, refusal := range []string{"", "no", strings.Repeat("x", maxRefusalBytes+100)} {
+		b, err := appendHello(nil, h, refusal)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := bytes.NewReader(append(b, "what follows is not the hello's"...))
+		got, said, err := readHello(r)
+		if err != nil || got != h || said != refusal[:min(len(refusal), maxRefusalBytes)] {
+			t.Errorf("%+v %q %v", got, said, err)
+		}
+		if rest, _ := io.ReadAll(r); string(rest) != "what follows is not the hello's" {
+			t.Errorf("the hello took a part of what follows it: %q is left", rest)
+		}
+		for n := range b {
+			if _, _, err := readHello(bytes.NewReader(b[:n])); err == nil || n > 0 && err == io.EOF && n > headBytes {
+				t.Errorf("a hello cut after %d bytes: %v", n, err)
+			}
+		}
+	}
+	h.Address += "0"
+	if _, err := appendHello(nil, h, ""); err == nil {
+		t.Error("an address that no peer would read was written")
+	}
+}
+
+// A hello of a later node, which says more, is read.
+func TestLaterHello(t *testing.T) {
+	h := Hello{NodeID: lineage.NewID(), BootID: lineage.NewID(), Address: "n1:1"}
+	b, err := appendHello(nil, h, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = append(b, "more"...)
+	b[headBytes-1] += 4
+	if got, _, err := readHello(bytes.NewReader(b)); err != nil || got != h {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func FuzzReadHello(f *testing.F) {
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bytes.NewReader(b)
+		h, refusal, err := readHello(r)
+		if err != nil {
+			return
+		}
+		used := b[:len(b)-r.Len()]
+		again, err := appendHello(nil, h, refusal)
+		if err != nil {
+			t.Fatalf("what was read cannot be written: %v", err)
+		}
+		// The same bytes, but for what a later version appended, which the length counts.
+		if len(again) > len(used) || !bytes.Equal(again[:headBytes-2], used[:headBytes-2]) || !bytes.Equal(again[headBytes:], used[headBytes:len(again)]) {
+			t.Errorf("read %x, wrote %x", used, again)
+		}
+		if h2, refusal2, err := readHello(bytes.NewReader(again)); err != nil || h2 != h || refusal2 != refusal {
+			t.Errorf("read again: %+v %q %v", h2, refusal2, err)
+		}
+	})
+}
+
+func TestCheckNames(t *testing.T) {
+	id := lineage.NewID()
+	uri := func(s string) *url.URL {
+		u, err := url.Parse(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	mine, other, foreign := uri("urn:uuid:"+id.String()), uri("urn:uuid:"+lineage.NewID().String()), uri("spiffe://example.org/ledger")
+	for _, tc := range []struct {
+		name string
+		uris []*url.URL
+		ok   bool
+	}{
+		{"unbound", nil, true},
+		{"bound", []*url.URL{mine}, true},
+		{"bound, in capitals", []*url.URL{uri("URN:UUID:" + strings.ToUpper(id.String()))}, true},
+		{"bound to another", []*url.URL{other}, false},
+		{"bound to several", []*url.URL{other, mine}, true},
+		{"with a name of others", []*url.URL{foreign}, true},
+		{"bound to rubbish", []*url.URL{uri("urn:uuid:rubbish")}, false},
+	} {
+		if err := CheckNode(&x509.Certificate{URIs: tc.uris}, id); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+	c := &x509.Certificate{DNSNames: []string{"n1.example", "*.pods.example"}}
+	for address, ok := range map[string]bool{"n1.example:7601": true, "N1.example:1": true, "a.pods.example:7601": true, "n2.example:7601": false,
+		"n1.example": false, "": false, "10.0.0.1:7601": false} {
+		if err := CheckName(c, address); (err == nil) != ok {
+			t.Errorf("%q: %v", address, err)
+		}
+	}
+}
+
+func TestRefusedErrorIsFound(t *testing.T) {
+	b := newNode(t, nil) // no raft instance
+	_, err := newNode(t, nil).Raft().Dial(b.raftAddress(), patience)
+	refused, ok := errors.AsType[*RefusedError](err)
+	if !ok || !strings.Contains(refused.Reason, "raft") {
+		t.Errorf("%v", err)
+	}
+}
