@@ -169,8 +169,14 @@ var table = map[string]row{
 		may: []string{"internal/devca"},
 		not: []string{grpc, protobuf, pebble, raft},
 	},
-	"internal/archtest": {job: "holds tests only"},
-	"internal/e2e":      {job: "holds tests only"},
+	"internal/telemetry": {
+		job: "sends traces and exports metrics; nothing decides by it, and nobody but the assembly knows it",
+		may: []string{"internal/sequencer"},
+		not: []string{pebble, raft, protobuf},
+	},
+	"internal/archtest":   {job: "holds tests only"},
+	"internal/deploytest": {job: "holds tests only"},
+	"internal/e2e":        {job: "holds tests only"},
 }
 
 // onlyIn says which packages of ours may import a module of others at all, in non-test code, and why not everybody.
@@ -186,6 +192,7 @@ var onlyIn = []struct {
 	{"go.yaml.in/yaml/v3", []string{"cmd/ledgerd"}, "YAML is for the daemon's config file and for nothing that is hashed or stored"},
 	{"github.com/hashicorp/go-hclog", []string{"internal/consensus"}, "slog is the logger; hclog is raft's and stays at raft"},
 	{raft, []string{"internal/consensus", "internal/raftlog", "internal/peer", "internal/node"}, "raft is an implementation of consensus, not a vocabulary"},
+	{"go.opentelemetry.io", []string{"internal/telemetry"}, "the rest of the house knows times and durations, not spans"},
 	{"github.com/fxamacker/cbor/v2", nil, "the leaf codec is ours and the reference is an oracle of its tests"},
 	{"github.com/transparency-dev/merkle", nil, "an oracle that the product uses is no oracle"},
 	{"github.com/google/go-cmp", nil, "a test dependency"},
