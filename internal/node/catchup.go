@@ -56,10 +56,11 @@ func (n *Node) verifyCheckpoint(g ledger.Log, note []byte, size uint64, root mer
 	return nil
 }
 
-// sources are the peers that a catch-up fetches from.
-func (n *Node) sources() []catchup.Source {
+// sources are the peers that a catch-up fetches from: the members, or, as long as this node knows of none, whoever is at addresses and where it
+// was told to look for members.
+func (n *Node) sources(addresses ...string) []catchup.Source {
 	var out []catchup.Source
-	for _, c := range n.peers.others() {
+	for _, c := range n.peers.others(append(n.contacts(), addresses...)) {
 		out = append(out, c)
 	}
 	return out

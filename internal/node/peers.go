@@ -20,7 +20,7 @@ type peers struct {
 	members func() []consensus.Server
 
 	mu    sync.Mutex
-	conns map[string]*peerConn // by node id
+	conns map[string]*peerConn // by node id, or @address
 }
 
 type peerConn struct {
@@ -42,18 +42,23 @@ func (p *peers) conn(id string) (*grpc.ClientConn, error) {
 	return p.connAt(id, members[i].Address)
 }
 
-// connAt returns the connection to a node at an address.
+// connAt returns the connection to a node at an address. Without an id it is to whoever is there.
 func (p *peers) connAt(id, address string) (*grpc.ClientConn, error) {
 	if p.port == nil {
 		return nil, fmt.Errorf("node %s: this node has no peer port", id)
 	}
-	want, err := lineage.ParseID(id)
-	if err != nil {
-		return nil, fmt.Errorf("node %q: %w", id, err)
+	var want lineage.ID
+	key := "@" + address
+	if id != "" {
+		var err error
+		if want, err = lineage.ParseID(id); err != nil {
+			return nil, fmt.Errorf("node %q: %w", id, err)
+		}
+		key = id
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.conns[id]
+	old := p.conns[key]
 	if old != nil && old.address == address {
 		return old.cc, nil
 	}
@@ -64,12 +69,12 @@ func (p *peers) connAt(id, address string) (*grpc.ClientConn, error) {
 	if old != nil {
 		old.cc.Close()
 	}
-	p.conns[id] = &peerConn{address, cc}
+	p.conns[key] = &peerConn{address, cc}
 	return cc, nil
 }
 
-// others returns a client for every other member, in an order of no meaning.
-func (p *peers) others() []*peerapi.Client {
+// others returns a client for every other member, in an order of no meaning; those at addresses if this node knows of no member.
+func (p *peers) others(addresses []string) []*peerapi.Client {
 	var out []*peerapi.Client
 	for _, s := range p.members() {
 		if s.ID == p.self {
@@ -77,6 +82,14 @@ func (p *peers) others() []*peerapi.Client {
 		}
 		if cc, err := p.connAt(s.ID, s.Address); err == nil {
 			out = append(out, peerapi.NewClient(cc, s.ID))
+		}
+	}
+	if len(out) > 0 {
+		return out
+	}
+	for _, a := range addresses {
+		if cc, err := p.connAt("", a); err == nil {
+			out = append(out, peerapi.NewClient(cc, a))
 		}
 	}
 	return out
@@ -94,8 +107,8 @@ func (p *peers) client(id string) (*peerapi.Client, error) {
 func (p *peers) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, c := range p.conns {
+	for key, c := range p.conns {
 		c.cc.Close()
-		delete(p.conns, id)
+		delete(p.conns, key)
 	}
 }

@@ -8,13 +8,9 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/grpc"
-
-	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/catchup"
 	"github.com/provledger/provledger/internal/consensus"
 	"github.com/provledger/provledger/internal/ledger"
-	"github.com/provledger/provledger/internal/peerapi"
 )
 
 // onQuarantine is called once, when this node finds its state damaged: from any goroutine, so it only starts what is to be done.
@@ -67,7 +63,7 @@ func (n *Node) mend(ctx context.Context) {
 // repair builds a new state store from the peers' and puts it in the place of the damaged one. raft runs on meanwhile: its log is sound, and
 // so is this node's identity.
 func (n *Node) repair(ctx context.Context) error {
-	if n.peers == nil || len(n.peers.others()) == 0 {
+	if n.peers == nil || len(n.sources()) == 0 {
 		return errors.New("there is no peer to fetch the state from: restore a backup, or start anew under a new origin (docs/operations.md)")
 	}
 	n.c.Logger.Warn("repairing: the state store is fetched anew from the peers")
@@ -177,14 +173,9 @@ func (n *Node) rescue(ctx context.Context, why error) error {
 	if len(addresses) == 0 {
 		return why
 	}
-	sources, release, err := n.dialSources(addresses)
-	if err != nil {
-		return errors.Join(why, err)
-	}
-	defer release()
 	n.c.Logger.Error("the state store cannot be opened; it is fetched anew from the peers", "err", why, "peers", addresses)
 	for {
-		if _, err = n.buildState(ctx, sources, max(first, 1)-1); err == nil {
+		if _, err = n.buildState(ctx, n.sources(addresses...), max(first, 1)-1); err == nil {
 			break
 		}
 		n.c.Logger.Error("repair failed; it is tried again", "err", err)
@@ -196,24 +187,4 @@ func (n *Node) rescue(ctx context.Context, why error) error {
 		return err
 	}
 	return n.swapState()
-}
-
-// dialSources makes sources of whatever nodes are at addresses.
-func (n *Node) dialSources(addresses []string) (sources []catchup.Source, release func(), err error) {
-	var open []*grpc.ClientConn
-	release = func() {
-		for _, cc := range open {
-			cc.Close()
-		}
-	}
-	for _, a := range addresses {
-		cc, err := n.port.Dial(lineage.ID{}, a)
-		if err != nil {
-			release()
-			return nil, nil, err
-		}
-		open = append(open, cc)
-		sources = append(sources, peerapi.NewClient(cc, a))
-	}
-	return sources, release, nil
 }
