@@ -57,7 +57,7 @@ func (b *builder) close() {
 
 // spec returns the speculative state of a log, from applied state if there is none.
 func (s *Sequencer) spec(log uint32) (*spec, error) {
-	if x := s.specs[log]; x != nil {
+	if x := s.specs.get(log); x != nil {
 		return x, nil
 	}
 	g, err := s.o.Ledger.LogByNumber(log)
@@ -65,7 +65,7 @@ func (s *Sequencer) spec(log uint32) (*spec, error) {
 		return nil, err
 	}
 	// Nobody could check what is appended without the log's key.
-	if vkey, err := s.o.VKey(g.Origin); err != nil {
+	if vkey, err := s.vkey(g.Origin); err != nil {
 		return nil, err
 	} else if vkey != g.VKey {
 		return nil, fmt.Errorf("%w: %w: log %q has %s, this node's secret gives %s", ErrNotApplied, ErrKey, g.Name, g.VKey, vkey)
@@ -78,12 +78,12 @@ func (s *Sequencer) spec(log uint32) (*spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := loadDedup(ids, s.remember)
+	d, err := loadDedup(ids, s.remember, s.specs.toLoad())
 	if err = errors.Join(err, ids.Close()); err != nil {
 		return nil, err
 	}
 	x := &spec{log: g, edge: t.Edge(), head: t.Head(), dedup: d}
-	s.specs[log] = x
+	s.specs.put(x)
 	return x, nil
 }
 
@@ -247,9 +247,9 @@ func (e *conflictError) Error() string {
 
 func (e *conflictError) Unwrap() error { return ledger.ErrConflict }
 
-// command encodes what was composed and closes the sections.
-func (b *builder) command() []byte {
-	c := ledger.Command{ClusterID: b.s.o.Ledger.ClusterID(), Base: b.s.o.Ledger.Applied()}
+// command encodes what was composed and closes the sections. specs are the logs that it touches.
+func (b *builder) command() (command []byte, specs []*spec) {
+	c := b.s.newCommand()
 	for _, x := range b.sections {
 		if len(x.entries) == 0 {
 			continue
@@ -257,8 +257,9 @@ func (b *builder) command() []byte {
 		x.spec.head.Root, x.spec.head.RecordedAt = x.spec.edge.Root(), x.recordedAt
 		c.Sections = append(c.Sections, ledger.Section{Log: x.spec.log.Number, Before: x.before, After: x.spec.head, Entries: x.entries})
 		x.spec.dedup.trim(b.s.applied(x.spec.log.Number))
+		specs = append(specs, x.spec)
 	}
-	return ledger.AppendCommand(make([]byte, 0, b.size+256*len(c.Sections)+128), &c)
+	return ledger.AppendCommand(make([]byte, 0, b.size+256*len(c.Sections)+128), &c), specs
 }
 
 // applied returns the size of a log that the store has.

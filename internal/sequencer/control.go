@@ -3,6 +3,7 @@ package sequencer
 import (
 	"context"
 	"encoding/base32"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -20,7 +21,7 @@ func (s *Sequencer) Bootstrap(ctx context.Context) error {
 	if len(s.o.Ledger.Logs()) > 0 {
 		return nil
 	}
-	return s.submit(ctx, &pending{boot: true, create: ledger.MainName}).err
+	return s.submit(ctx, &pending{control: s.bootstrap, create: ledger.MainName}).err
 }
 
 // CreateLog creates a lineage log: an entry in the system log and the genesis entry of the new log, in one command.
@@ -31,20 +32,79 @@ func (s *Sequencer) CreateLog(ctx context.Context, name, principal string, authn
 	if err := checkCaller(principal, authn); err != nil {
 		return ledger.Log{}, err
 	}
-	r := s.submit(ctx, &pending{create: name, Request: Request{Principal: principal, Authn: authn}})
+	r := s.submit(ctx, &pending{control: s.createLog, create: name, Request: Request{Principal: principal, Authn: authn}})
 	return r.log, r.err
+}
+
+// maxControlDocument bounds the document of a control entry. It describes a membership or a recovery: kilobytes.
+const maxControlDocument = 64 << 10
+
+// RecordControl writes a control entry into the system log, of a kind that carries nothing but a document: JSON, which the ledger keeps and
+// commits to. It returns when that is applied, with an error of the kinds that Append has.
+func (s *Sequencer) RecordControl(ctx context.Context, kind lineage.ControlKind, principal string, authn lineage.Authn, document []byte) error {
+	if kind != lineage.ControlMember && kind != lineage.ControlRecovery {
+		return fmt.Errorf("%w: %s entries are not made of a document", ledger.ErrInvalid, kind)
+	}
+	if err := checkCaller(principal, authn); err != nil {
+		return err
+	}
+	if len(document) > maxControlDocument || !json.Valid(document) {
+		return fmt.Errorf("%w: the document of a %s entry needs to be JSON of at most %d bytes", ledger.ErrInvalid, kind, maxControlDocument)
+	}
+	compose := func(c *ledger.Command, p *pending) error {
+		if c.Version < documentVersion {
+			return fmt.Errorf("%w: %s entries need commands of version %d, %d is in use", ErrNotApplied, kind, documentVersion, c.Version)
+		}
+		return s.document(c, p, kind, document)
+	}
+	return s.submit(ctx, &pending{control: compose, Request: Request{Principal: principal, Authn: authn, Size: len(document)}}).err
+}
+
+// documentVersion is the first version of commands that has control entries made of a document.
+const documentVersion = 2
+
+// RaiseVersion has the ledger use the next version of commands, and returns when it does. The caller makes sure that every voter knows that
+// version.
+func (s *Sequencer) RaiseVersion(ctx context.Context) error {
+	next := s.o.Ledger.CommandVersion() + 1
+	if next > ledger.MaxCommandVersion {
+		return fmt.Errorf("%w: this program knows commands up to version %d", ledger.ErrInvalid, ledger.MaxCommandVersion)
+	}
+	compose := func(c *ledger.Command, p *pending) error {
+		if c.Version >= next {
+			return errDone // somebody else was first
+		}
+		c.Version = next
+		return s.document(c, p, lineage.ControlVersion, fmt.Appendf(nil, `{"commandVersion":%d}`, next))
+	}
+	return s.submit(ctx, &pending{control: compose, Request: Request{Principal: s.o.Ledger.LocalPrincipal(), Authn: lineage.AuthnLedger}}).err
+}
+
+// errDone is said by what composes a control command when there is nothing left to do.
+var errDone = errors.New("it is so already")
+
+// document makes a control entry of the system log whose body is a document.
+func (s *Sequencer) document(c *ledger.Command, p *pending, kind lineage.ControlKind, content []byte) error {
+	t, err := s.o.Ledger.Tree(ledger.SystemLog)
+	if err != nil {
+		return err
+	}
+	body := lineage.BodyPart{Kind: lineage.PartDocuments, Key: s.keys.next(), Content: lineage.AppendDocuments(nil, []lineage.Document{{
+		MediaType: fmt.Sprintf("application/vnd.provledger.%s.v1+json", kind), Name: kind.String() + ".json", Content: content,
+	}})}
+	x := s.section(ledger.SystemLog, t.Head(), t.Edge(), p)
+	x.add(kind, &lineage.Control{}, body)
+	c.Sections = []ledger.Section{x.close()}
+	return nil
 }
 
 // control composes a control command. Nothing is in flight.
 func (s *Sequencer) control(p *pending) {
-	c := ledger.Command{ClusterID: s.o.Ledger.ClusterID(), Base: s.o.Ledger.Applied()}
-	var err error
-	if p.boot {
-		err = s.bootstrap(&c, p)
-	} else {
-		err = s.createLog(&c, p)
-	}
-	if err != nil {
+	c := s.newCommand()
+	if err := p.control(&c, p); errors.Is(err, errDone) {
+		s.answer(p, reply{})
+		return
+	} else if err != nil {
 		s.answer(p, reply{err: err})
 		return
 	}
@@ -53,9 +113,9 @@ func (s *Sequencer) control(p *pending) {
 		return
 	}
 	for i := range c.Sections {
-		delete(s.specs, c.Sections[i].Log) // it does not know of the entries of this command
+		s.specs.forget(c.Sections[i].Log) // it does not know of the entries of this command
 	}
-	s.launch(ledger.AppendCommand(nil, &c), []part{{p: p}})
+	s.launch(ledger.AppendCommand(nil, &c), []part{{p: p}}, nil)
 }
 
 func (s *Sequencer) bootstrap(c *ledger.Command, p *pending) error {
@@ -117,8 +177,23 @@ func (s *Sequencer) newLog(number uint32, name string) (ledger.Log, error) {
 		return g, fmt.Errorf("%w: %w", ledger.ErrInvalid, err)
 	}
 	var err error
-	g.VKey, err = s.o.VKey(g.Origin)
+	g.VKey, err = s.vkey(g.Origin)
 	return g, err
+}
+
+// vkey returns the verifier key of an origin. The error wraps ErrNotApplied and ErrKey.
+func (s *Sequencer) vkey(origin string) (string, error) {
+	vkey, err := s.o.VKey(origin)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w: %w", ErrNotApplied, ErrKey, err)
+	}
+	return vkey, nil
+}
+
+// newCommand begins a command on the applied state.
+func (s *Sequencer) newCommand() ledger.Command {
+	l := s.o.Ledger
+	return ledger.Command{Version: l.CommandVersion(), ClusterID: l.ClusterID(), Base: l.Applied()}
 }
 
 // controlSection composes the control entries of one log.

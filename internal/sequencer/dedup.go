@@ -12,8 +12,12 @@ import (
 const maxRemembered = 256 << 10
 
 // maxLoaded bounds the ids that are read when a log is first used. Ids that sort by time are greater than all of them, so a few are enough,
-// and the first append after a start does not wait for a quarter of a million reads.
-const maxLoaded = 4 << 10
+// and the first append after a start does not wait for a quarter of a million reads. fewLoaded is the bound once many logs are in use: then a
+// first use is no exception, and most logs are small.
+const (
+	maxLoaded = 4 << 10
+	fewLoaded = 128
+)
 
 // eventKey is the identity of an event within a log. Principals are numbered to keep it small.
 type eventKey struct {
@@ -30,11 +34,11 @@ type dedup struct {
 	principals map[string]uint32
 }
 
-// loadDedup reads the newest ids of a log from the store: at most half of most, so that there is room.
-func loadDedup(x *ledger.EventIDs, most int) (*dedup, error) {
+// loadDedup reads the newest ids of a log from the store: at most load, and half of most, so that there is room.
+func loadDedup(x *ledger.EventIDs, most, load int) (*dedup, error) {
 	d := &dedup{most: most, known: map[eventKey]uint64{}, principals: map[string]uint32{}}
 	var lowest lineage.ID
-	more, err := x.Newest(min(most/2, maxLoaded), func(id lineage.ID, principal string, index uint64) {
+	more, err := x.Newest(min(most/2, load), func(id lineage.ID, principal string, index uint64) {
 		d.known[d.key(id, principal)] = index
 		lowest = id
 	})

@@ -33,17 +33,47 @@ func (c *nameCache) hash(n lineage.Name) lineage.Hash {
 	return h
 }
 
+// maxNameCaches bounds the logs with a cache of name hashes. Beyond it all are dropped: with so many logs a name costs one hash, not a
+// gigabyte.
+const maxNameCaches = 256
+
+// names is the caches of all logs.
+type names struct {
+	mu sync.RWMutex
+	m  map[uint32]*nameCache
+}
+
+func (n *names) get(log uint32) *nameCache {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.m[log]
+}
+
+func (n *names) put(log uint32, key lineage.Key) *nameCache {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c := n.m[log]; c != nil {
+		return c
+	}
+	if n.m == nil || len(n.m) >= maxNameCaches {
+		n.m = map[uint32]*nameCache{}
+	}
+	c := &nameCache{key: key, m: map[lineage.Name]lineage.Hash{}}
+	n.m[log] = c
+	return c
+}
+
 // composer returns the composer of a log.
 func (s *Sequencer) composer(log uint32) (lineage.Composer, error) {
-	if c, ok := s.names.Load(log); ok {
-		return lineage.Composer{HashName: c.(*nameCache).hash, NewKey: s.keys.next}, nil
+	c := s.names.get(log)
+	if c == nil {
+		key, err := s.o.Ledger.ReferenceKey(log)
+		if err != nil {
+			return lineage.Composer{}, err
+		}
+		c = s.names.put(log, key)
 	}
-	key, err := s.o.Ledger.ReferenceKey(log)
-	if err != nil {
-		return lineage.Composer{}, err
-	}
-	c, _ := s.names.LoadOrStore(log, &nameCache{key: key, m: map[lineage.Name]lineage.Hash{}})
-	return lineage.Composer{HashName: c.(*nameCache).hash, NewKey: s.keys.next}, nil
+	return lineage.Composer{HashName: c.hash, NewKey: s.keys.next}, nil
 }
 
 // keySource hands out random keys, read in bulk: one call of the system for 128 keys instead of one each.

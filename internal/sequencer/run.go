@@ -7,20 +7,12 @@ import (
 	"time"
 
 	"github.com/provledger/provledger/internal/ledger"
-	"github.com/provledger/provledger/internal/merkle"
 )
-
-// spec is the speculative state of a log: applied state plus everything in flight.
-type spec struct {
-	log   ledger.Log
-	edge  *merkle.Edge
-	head  ledger.Head
-	dedup *dedup
-}
 
 // flight is a command in flight.
 type flight struct {
 	parts  []part
+	specs  []*spec // of the logs that it touches; none of a control command
 	landed bool
 	result any
 	err    error
@@ -66,7 +58,18 @@ func (s *Sequencer) run() {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	armed := false
+	look := time.NewTicker(lookEvery)
+	look.Stop()
+	looking := false
+	defer look.Stop()
 	for {
+		if looking != (s.specs.len() > 0) { // a node that never leads is never woken
+			if looking = !looking; looking {
+				look.Reset(lookEvery)
+			} else {
+				look.Stop()
+			}
+		}
 		s.gather()
 		if s.ready() {
 			s.flush()
@@ -86,6 +89,11 @@ func (s *Sequencer) run() {
 			armed = false
 			if !s.backlog.empty() && len(s.flying) < maxInFlight {
 				s.flush()
+			}
+		case <-look.C:
+			if len(s.flying) == 0 && s.o.Proposer.Term() != s.term {
+				s.specs.clear() // it is of a leadership that is over, and takes memory
+				s.unsettled = true
 			}
 		case <-s.stop:
 			s.drain()
@@ -134,8 +142,11 @@ func (s *Sequencer) drain() {
 }
 
 // launch proposes a command.
-func (s *Sequencer) launch(command []byte, parts []part) {
-	f := &flight{parts: parts}
+func (s *Sequencer) launch(command []byte, parts []part, specs []*spec) {
+	f := &flight{parts: parts, specs: specs}
+	for _, x := range specs {
+		x.flying++
+	}
 	proposal := s.o.Proposer.Propose(command)
 	s.flying = append(s.flying, f)
 	s.m.Commands.Add(1)
@@ -163,12 +174,18 @@ func (s *Sequencer) land(f *flight) {
 }
 
 func (s *Sequencer) accepted(f *flight) {
+	for _, x := range f.specs {
+		x.flying--
+	}
 	o := f.result.(*ledger.Outcome)
 	for _, part := range f.parts {
 		p := part.p
-		if p.boot || p.create != "" {
-			g, err := s.o.Ledger.LogByName(p.create)
-			s.answer(p, reply{log: g, err: err})
+		if p.control != nil {
+			var r reply
+			if p.create != "" {
+				r.log, r.err = s.o.Ledger.LogByName(p.create)
+			}
+			s.answer(p, r)
 			continue
 		}
 		for i := range part.recorded {
@@ -220,7 +237,7 @@ func (s *Sequencer) recompose() {
 	s.flying = nil
 	s.backlog.prepend(slices.Concat(again, s.held)...)
 	s.held = nil
-	clear(s.specs)
+	s.specs.clear()
 	if unsure {
 		s.unsettled = true
 	}
@@ -273,7 +290,7 @@ func (s *Sequencer) settle() bool {
 		s.failBacklog(fmt.Errorf("%w: %w", ErrNotApplied, err))
 		return false
 	}
-	clear(s.specs)
+	s.specs.clear()
 	// The term as it was before the barrier: if it has moved on since, the barrier may not have been of the new one.
 	if s.term != term {
 		s.refusals = 0
@@ -308,7 +325,7 @@ func (s *Sequencer) flush() {
 compose:
 	for !s.backlog.empty() && !b.full() {
 		p := s.backlog.waiting[0]
-		if p.create != "" || p.boot {
+		if p.control != nil {
 			// A control command is submitted alone: everything before it is applied, nothing is composed beside it.
 			if len(b.parts) > 0 || len(s.flying) > 0 {
 				break
@@ -334,9 +351,11 @@ compose:
 		}
 	}
 	if len(b.parts) > 0 {
-		s.launch(b.command(), b.parts)
+		command, specs := b.command()
+		s.launch(command, b.parts, specs)
 	} else if !s.backlog.empty() && len(s.flying) > 0 {
 		// Only a control command is left, and it waits for what is in flight.
 		s.land(<-s.landed)
 	}
+	s.specs.trim()
 }

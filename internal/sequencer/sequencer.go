@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unicode"
@@ -37,6 +36,8 @@ const (
 	maxRecompose = 16
 	// barrierTimeout bounds how long the sequencer waits for raft to say what became of a command.
 	barrierTimeout = 30 * time.Second
+	// lookEvery is how often a sequencer that holds speculative state looks whether its leadership is over.
+	lookEvery = time.Second
 )
 
 // Errors of Append, beside those of the ledger.
@@ -44,7 +45,7 @@ var (
 	// ErrNotApplied means that the events are not recorded and never will be by this call: retry freely.
 	ErrNotApplied = errors.New("not applied")
 	// ErrKey means that this node does not have the key of a log, so that it can sign nothing for it. It comes with ErrNotApplied.
-	ErrKey = errors.New("this node lacks the log's key: put the right secret back")
+	ErrKey = errors.New("this node lacks the log's key: put the right secret or key file back")
 	// ErrUnknown means that the events may or may not be recorded: retry with the same event ids and get the one true answer.
 	ErrUnknown = errors.New("outcome unknown")
 )
@@ -74,12 +75,12 @@ type Options struct {
 	Now func() int64
 	// Random fills b with random bytes.
 	Random func(b []byte)
-	// Admit returns nil, or why no append is admitted now: an error that wraps ledger.ErrOverloaded.
+	// Admit returns nil, or why no append is admitted now: an error that wraps ledger.ErrOverloaded or ErrNotApplied.
 	Admit  func() error
 	Logger *slog.Logger
 	// OriginHost is the host part of new origins.
 	OriginHost string
-	// VKey returns the verifier key of an origin.
+	// VKey returns the verifier key of an origin, or an error when this node does not have the key.
 	VKey func(origin string) (string, error)
 }
 
@@ -115,13 +116,13 @@ type Sequencer struct {
 	stop   chan struct{}
 	done   chan struct{}
 	keys   keySource
-	names  sync.Map // log -> *nameCache
+	names  names
 	m      Metrics
 
 	distrust atomic.Pointer[distrust]
 
 	// Owned by run.
-	specs    map[uint32]*spec
+	specs    specs
 	flying   []*flight
 	landed   chan *flight
 	held     []*pending // wait for what is in flight
@@ -144,9 +145,10 @@ func (s *Sequencer) Metrics() *Metrics { return &s.m }
 // pending is a request on its way.
 type pending struct {
 	Request
-	drafts  []*lineage.Draft
-	create  string       // name of a log to create, instead of events
-	boot    bool         // create the ledger itself
+	drafts []*lineage.Draft
+	// control composes a control command, instead of events. It is submitted alone, with nothing in flight.
+	control func(*ledger.Command, *pending) error
+	create  string       // name of the log that it creates
 	attempt int          // commands that were refused with it
 	state   atomic.Int32 // stateQueued -> stateTaken or stateGone
 	reply   chan reply
@@ -170,7 +172,7 @@ func New(o Options) *Sequencer { return start(o, maxRemembered) }
 func start(o Options, remember int) *Sequencer {
 	s := &Sequencer{
 		o: o, queue: make(chan *pending, 1024), stop: make(chan struct{}), done: make(chan struct{}),
-		specs: map[uint32]*spec{}, landed: make(chan *flight, maxInFlight), keys: keySource{random: o.Random}, remember: remember,
+		specs: newSpecs(maxSpecs, maxIDs), landed: make(chan *flight, maxInFlight), keys: keySource{random: o.Random}, remember: remember,
 		unsettled: true,
 	}
 	go s.run()

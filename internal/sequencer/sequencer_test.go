@@ -682,11 +682,11 @@ func TestCreateLog(t *testing.T) {
 	if system(); r.m.Refused.Load() != refused {
 		t.Error("composed on a state from before the new log")
 	}
-	before := r.specs[ledger.MainLog]
+	before := r.specs.logs[ledger.MainLog]
 	if _, err := r.CreateLog(t.Context(), "late", testPrincipal, 0); err != nil {
 		t.Fatal(err)
 	}
-	if r.must(event()); r.specs[ledger.MainLog] != before || before == nil {
+	if r.must(event()); r.specs.logs[ledger.MainLog] != before || before == nil {
 		t.Error("creating a log forgets the event ids of another")
 	}
 	if err := r.Bootstrap(t.Context()); err != nil {
