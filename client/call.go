@@ -17,6 +17,8 @@ const (
 	// attemptTimeout bounds one attempt, so that a server that hangs costs one attempt and not the operation. A commit takes
 	// milliseconds; a failover seconds.
 	attemptTimeout = 15 * time.Second
+	// shortAttemptTimeout is that where there are other nodes to ask.
+	shortAttemptTimeout = 5 * time.Second
 
 	// Pause before the n-th attempt: random below firstPause * 2^n, at most maxPause.
 	firstPause = 50 * time.Millisecond
@@ -27,6 +29,9 @@ const (
 	reasonNotApplied     = "NOT_APPLIED"
 	reasonUnknownOutcome = "UNKNOWN_OUTCOME"
 	reasonNotSigning     = "NOT_SIGNING"
+	reasonNoKey          = "NO_KEY"
+	reasonBehind         = "BEHIND"
+	reasonQuarantined    = "QUARANTINED"
 )
 
 // method is a unary method of the generated client.
@@ -57,30 +62,50 @@ func write[Q, R any](ctx context.Context, c *Client, what string, m method[Q, R]
 
 // call does the attempts. outcome is what a failure of them all means for a write: nil if the server refused the request for good.
 func call[Q, R any](ctx context.Context, c *Client, what string, m method[Q, R], req *Q) (resp *R, outcome error, err error) {
+	return attempts(ctx, c, what, m, req, manner{})
+}
+
+// manner is how attempts are made.
+type manner struct {
+	whole bool // one attempt may take all of the time
+	once  bool // no other attempt after one that may have had an effect
+}
+
+func attempts[Q, R any](ctx context.Context, c *Client, what string, m method[Q, R], req *Q, how manner) (resp *R, outcome error, err error) {
 	ctx, cancel := c.withTimeout(ctx)
 	defer cancel()
 	outcome = ErrNotApplied // until an attempt may have had an effect
 	for n := 0; ; n++ {
-		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
+		attempt, cancel := ctx, context.CancelFunc(func() {})
+		if !how.whole {
+			attempt, cancel = context.WithTimeout(ctx, c.attemptTimeout())
+		}
 		resp, err = m(attempt, req, grpc.MaxCallRecvMsgSize(MaxMessageBytes))
 		cancel()
 		if err == nil {
 			return resp, nil, nil
 		}
 		v := judge(err)
-		if isCode(err, codes.Unavailable) && c.tls.wrongServer() {
+		if isCode(err, codes.Unavailable) && c.pool.wrongServer() {
 			v = verdict{}
+		}
+		others := n+1 < c.pool.size() // that were not asked yet
+		if !v.mayHaveEffect && others && elsewhere(err) {
+			v.retry = true
 		}
 		if v.mayHaveEffect {
 			outcome = ErrUnknown
 		}
-		if !v.retry || ctx.Err() != nil {
+		if !v.retry || ctx.Err() != nil || how.once && outcome == ErrUnknown {
 			if v.refused && outcome == ErrNotApplied {
 				outcome = nil
 			}
 			return nil, outcome, fmt.Errorf("%s: %w", what, err)
 		}
 		pause := max(v.pause, rand.N(min(firstPause<<min(n, 10), maxPause)))
+		if others && v.pause == 0 {
+			pause = 0 // the next node need not be waited for
+		}
 		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
 			return nil, outcome, fmt.Errorf("%s: gave up after %d attempts: %w", what, n+1, err)
 		}
@@ -93,6 +118,13 @@ func call[Q, R any](ctx context.Context, c *Client, what string, m method[Q, R],
 	}
 }
 
+func (c *Client) attemptTimeout() time.Duration {
+	if c.pool.size() > 1 {
+		return shortAttemptTimeout
+	}
+	return attemptTimeout
+}
+
 // verdict is what an error of one attempt means.
 type verdict struct {
 	retry         bool          // another attempt may succeed
@@ -103,16 +135,11 @@ type verdict struct {
 
 func judge(err error) verdict {
 	s, _ := status.FromError(err)
-	var reason string
+	reason, _ := reasonOf(err)
 	var pause time.Duration
 	asked := false
 	for _, d := range s.Details() {
-		switch d := d.(type) {
-		case *errdetails.ErrorInfo:
-			if d.Domain == errorDomain {
-				reason = d.Reason
-			}
-		case *errdetails.RetryInfo:
+		if d, ok := d.(*errdetails.RetryInfo); ok {
 			pause, asked = d.GetRetryDelay().AsDuration(), true
 		}
 	}
@@ -130,7 +157,7 @@ func judge(err error) verdict {
 		v.refused = true
 	}
 	switch reason { // what the server knows of the outcome wins over what the code suggests
-	case reasonNotApplied:
+	case reasonNotApplied, reasonNoKey:
 		v.mayHaveEffect = false
 	case reasonUnknownOutcome, reasonNotSigning: // it may be recorded and only the receipt refused
 		v.mayHaveEffect, v.refused = true, false

@@ -10,6 +10,9 @@
 // the time is up, the error says what is known: [ErrNotApplied] (nothing was recorded and nothing will be) or [ErrUnknown] (send it
 // again under the same event id to find out).
 //
+// Any node of a cluster takes any call. Which one answers makes no difference to what is verified, and no node shows a client less than it
+// has seen: a node that is behind is waited for or passed over, and if no node has what was seen, entries were lost ([ErrRollback]).
+//
 // # What is remembered
 //
 // For each log the client keeps the last checkpoint that it verified, with the log's key, in the user's state directory
@@ -28,19 +31,14 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 
 	"github.com/provledger/provledger/client/receipt"
 	ledgerv1 "github.com/provledger/provledger/proto/ledger/v1"
@@ -91,6 +89,10 @@ type Options struct {
 	// TLS for [Dial]; nil connects without. Receipts verify either way; TLS keeps others from reading.
 	TLS *tls.Config
 
+	// Discover lets [Dial] learn the addresses of the cluster's other members, as they advertise them, so that a client that was given one
+	// address survives the loss of that node and reaches the leader directly.
+	Discover bool
+
 	// Timeout of an operation whose context has no deadline; 0 means [DefaultTimeout].
 	Timeout time.Duration
 
@@ -103,40 +105,32 @@ type Options struct {
 
 // Client is a connection to one ledger. It is safe for concurrent use. Close it: that completes the checks and remembers.
 type Client struct {
-	rpc    ledgerv1.LedgerServiceClient
-	conn   io.Closer   // nil if the connection is the caller's
-	tls    *watchedTLS // nil without
-	o      Options
-	memory *memory
-	logger *slog.Logger
+	rpc     ledgerv1.LedgerServiceClient
+	cluster ledgerv1.ClusterServiceClient
+	conn    io.Closer // nil if the connection is the caller's
+	pool    *pool     // the same, nil too
+	o       Options
+	memory  *memory
+	logger  *slog.Logger
 
 	mu     sync.Mutex
 	logs   map[string]*logState
 	closed bool
 }
 
-// Dial returns a client of the ledger at an address (host:port, or any gRPC target). It does not connect: the first call does.
+// Dial returns a client of the ledger at an address (host:port, or any gRPC target), or at several, separated by commas: any nodes of one
+// cluster. It does not connect: the first call does. Calls go to the first address as long as it answers, and to the leader what it
+// alone can do.
 func Dial(target string, o Options, opts ...grpc.DialOption) (*Client, error) {
-	transport, watched := insecure.NewCredentials(), (*watchedTLS)(nil)
-	if o.TLS != nil {
-		watched = &watchedTLS{credentials.NewTLS(o.TLS), new(atomic.Bool)}
-		transport = watched
-	}
-	opts = append([]grpc.DialOption{
-		grpc.WithTransportCredentials(transport),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
-		grpc.WithReadBufferSize(bufferBytes), grpc.WithWriteBufferSize(bufferBytes),
-		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(connectionWindow),
-	}, opts...)
-	conn, err := grpc.NewClient(target, opts...)
+	p, err := newPool(target, o, opts)
 	if err != nil {
-		return nil, fmt.Errorf("ledger address %q: %w", target, err)
+		return nil, err
 	}
 	if o.Target == "" {
-		o.Target = target
+		o.Target = canonical(addresses(target))
 	}
-	c := New(conn, o)
-	c.conn, c.tls = conn, watched
+	c := New(p, o)
+	c.conn, c.pool = p, p
 	return c, nil
 }
 
@@ -152,7 +146,10 @@ func New(conn grpc.ClientConnInterface, o Options) *Client {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	return &Client{rpc: ledgerv1.NewLedgerServiceClient(conn), o: o, memory: newMemory(o.StateDir), logger: logger, logs: make(map[string]*logState)}
+	return &Client{
+		rpc: ledgerv1.NewLedgerServiceClient(conn), cluster: ledgerv1.NewClusterServiceClient(conn), o: o,
+		memory: newMemory(o.StateDir), logger: logger, logs: make(map[string]*logState),
+	}
 }
 
 // Close connects every checkpoint that still waits with the verified ones, remembers the newest, and closes the connection that

@@ -49,6 +49,7 @@ type logState struct {
 	history   history
 	checkedAt time.Time
 	notes     []point // verified, most recent first
+	newest    point   // the largest of all that were verified
 	vkey      string
 }
 
@@ -188,7 +189,12 @@ func (c *Client) contact(ctx context.Context, st *logState) error {
 
 // introduce asks a log for its origin and key, and refuses another ledger than the one known to live at the target.
 func (c *Client) introduce(ctx context.Context, name string, places *pin) (*Log, error) {
-	resp, err := read(ctx, c, "get log", c.rpc.GetLog, &ledgerv1.GetLogRequest{Name: name})
+	resp, err := read(ctx, c, "get log", c.rpc.GetLog, &ledgerv1.GetLogRequest{Name: name, Consistency: freshness(ctx)})
+	if isCode(err, codes.NotFound) {
+		// Another node may have created it a moment ago.
+		sure := WithConsistency(ctx, Consistency{Linearizable: true})
+		resp, err = read(ctx, c, "get log", c.rpc.GetLog, &ledgerv1.GetLogRequest{Name: name, Consistency: freshness(sure)})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -242,7 +248,7 @@ func (c *Client) firstCheckpoint(ctx context.Context, st *logState, known *recor
 		return point{}, damaged(c.memory.recordPath(known.Origin), err)
 	}
 	resp, err := read(ctx, c, "prove that the log extends what is remembered", c.rpc.GetConsistencyProof,
-		&ledgerv1.GetConsistencyProofRequest{Log: st.name, FirstSize: base.size})
+		&ledgerv1.GetConsistencyProofRequest{Log: st.name, FirstSize: base.size, Consistency: freshness(ctx, base.size)})
 	if err != nil {
 		return point{}, c.shorter(ctx, st, base, err)
 	}
@@ -256,21 +262,37 @@ func (c *Client) firstCheckpoint(ctx context.Context, st *logState, known *recor
 	return now, c.verifyExtends(ctx, st, base, now, resp.GetHashes())
 }
 
-// latest returns the log's present tree.
+// latest returns the log's present tree: on whichever node, no smaller one than this process has seen.
 func (c *Client) latest(ctx context.Context, st *logState) (point, error) {
-	resp, err := read(ctx, c, "get checkpoint", c.rpc.GetCheckpoint, &ledgerv1.GetCheckpointRequest{Log: st.name})
+	resp, err := readLog(ctx, c, st, "get checkpoint", c.rpc.GetCheckpoint,
+		&ledgerv1.GetCheckpointRequest{Log: st.name, Consistency: freshness(ctx, st.largest().size)})
 	if err != nil {
 		return point{}, err
 	}
-	return c.open(st, resp.GetCheckpoint())
+	return c.openSized(st, resp.GetCheckpoint(), resp.GetTreeSize())
 }
 
-// shorter explains why a proof from a known tree was refused: if the server's tree is smaller, the log lost entries.
+// openSized is open for a checkpoint that came with its size.
+func (c *Client) openSized(st *logState, signed []byte, size uint64) (point, error) {
+	p, err := c.open(st, signed)
+	if err == nil && p.size != size {
+		err = untrusted(st.name, "tree size %d, the checkpoint has %d", size, p.size)
+	}
+	return p, err
+}
+
+// shorter explains why a tree that is known was refused: if the log is smaller in an answer that has everything that was acknowledged, it
+// lost entries. A node that is only behind does not give such an answer.
 func (c *Client) shorter(ctx context.Context, st *logState, known point, refused error) error {
 	if !isCode(refused, codes.FailedPrecondition) && !isCode(refused, codes.InvalidArgument) {
 		return refused
 	}
-	now, err := c.latest(ctx, st)
+	resp, err := read(ctx, c, "get checkpoint", c.rpc.GetCheckpoint,
+		&ledgerv1.GetCheckpointRequest{Log: st.name, Consistency: &ledgerv1.ReadConsistency{Linearizable: true}})
+	if err != nil {
+		return refused
+	}
+	now, err := c.openSized(st, resp.GetCheckpoint(), resp.GetTreeSize())
 	if _, ok := errors.AsType[*UntrustedError](err); ok {
 		return err
 	}
@@ -327,6 +349,9 @@ func (c *Client) open(st *logState, signed []byte) (point, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.vkey = verdict.LogKey
+	if p.size > st.newest.size {
+		st.newest = p
+	}
 	st.notes = append([]point{p}, st.notes[:min(len(st.notes), keptNotes-1)]...)
 	return p, nil
 }
@@ -404,7 +429,7 @@ func (c *Client) prove(ctx context.Context, st *logState, older, newer point) er
 		return nil
 	}
 	resp, err := read(ctx, c, "prove that the log only grew", c.rpc.GetConsistencyProof,
-		&ledgerv1.GetConsistencyProofRequest{Log: st.name, FirstSize: older.size, SecondSize: newer.size})
+		&ledgerv1.GetConsistencyProofRequest{Log: st.name, FirstSize: older.size, SecondSize: newer.size, Consistency: freshness(ctx, newer.size)})
 	if err != nil {
 		return c.shorter(ctx, st, newer, err)
 	}

@@ -2,7 +2,10 @@ package client
 
 import (
 	"context"
+	"errors"
 	"iter"
+
+	"google.golang.org/grpc/codes"
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/checkpoint"
@@ -110,7 +113,7 @@ func toLog(m *ledgerv1.Log) *Log {
 
 // Log describes one log.
 func (c *Client) Log(ctx context.Context, name string) (*Log, error) {
-	resp, err := read(ctx, c, "get log", c.rpc.GetLog, &ledgerv1.GetLogRequest{Name: name})
+	resp, err := read(ctx, c, "get log", c.rpc.GetLog, &ledgerv1.GetLogRequest{Name: name, Consistency: freshness(ctx)})
 	if err != nil {
 		return nil, notFound(err)
 	}
@@ -121,7 +124,7 @@ func (c *Client) Log(ctx context.Context, name string) (*Log, error) {
 func (c *Client) Logs(ctx context.Context) iter.Seq2[*Log, error] {
 	return func(yield func(*Log, error) bool) {
 		for token := ""; ; {
-			resp, err := read(ctx, c, "list logs", c.rpc.ListLogs, &ledgerv1.ListLogsRequest{PageToken: token})
+			resp, err := read(ctx, c, "list logs", c.rpc.ListLogs, &ledgerv1.ListLogsRequest{PageToken: token, Consistency: linearizableOnly(ctx)})
 			if err != nil {
 				yield(nil, err)
 				return
@@ -138,10 +141,15 @@ func (c *Client) Logs(ctx context.Context) iter.Seq2[*Log, error] {
 	}
 }
 
-// CreateLog creates a lineage log. A log of that name that exists is an error with the gRPC code AlreadyExists, also when it was this
-// call that created it and the answer was lost.
+// CreateLog creates a lineage log. A log of that name that exists is an error with the gRPC code AlreadyExists, unless it came into being
+// during the call, after an attempt whose answer was lost.
 func (c *Client) CreateLog(ctx context.Context, name string) (*Log, error) {
+	_, err := c.Log(ctx, name)
+	absent := errors.Is(err, ErrNotFound)
 	resp, err := write(ctx, c, "create log", c.rpc.CreateLog, &ledgerv1.CreateLogRequest{Name: name})
+	if absent && isCode(err, codes.AlreadyExists) && errors.Is(err, ErrUnknown) {
+		return c.Log(WithConsistency(ctx, Consistency{Linearizable: true}), name)
+	}
 	if err != nil {
 		return nil, err
 	}

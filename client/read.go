@@ -106,7 +106,7 @@ func (c *Client) receipt(ctx context.Context, log string, s Selector) (*receipt.
 		return nil, nil, err
 	}
 	before := st.seen()
-	resp, err := read(ctx, c, "get receipt", c.rpc.GetReceipt, &ledgerv1.GetReceiptRequest{Log: st.name, Entry: s.proto()})
+	resp, err := readLog(ctx, c, st, "get receipt", c.rpc.GetReceipt, &ledgerv1.GetReceiptRequest{Log: st.name, Entry: s.proto(), Consistency: freshness(ctx, st.largest().size)})
 	if err != nil {
 		return nil, nil, notFound(err)
 	}
@@ -150,9 +150,10 @@ func (c *Client) Entries(ctx context.Context, log string, first, end uint64, bod
 		st, err := c.log(ctx, log)
 		if err == nil && end == 0 {
 			var p point
+			before := st.seen()
 			if p, err = c.latest(ctx, st); err == nil {
 				end = p.size
-				err = c.settle(ctx, st, point{}, p, prefix{0, merkle.EmptyRoot()})
+				err = c.settle(ctx, st, before, p, prefix{0, merkle.EmptyRoot()})
 			}
 		}
 		for at := first; err == nil && at < end; {
@@ -175,8 +176,9 @@ func (c *Client) Entries(ctx context.Context, log string, first, end uint64, bod
 
 // page returns the verified entries from index at on, at least one.
 func (c *Client) page(ctx context.Context, st *logState, at, end uint64, body bool) ([]*Entry, error) {
-	resp, err := read(ctx, c, "list entries", c.rpc.ListEntries, &ledgerv1.ListEntriesRequest{
+	resp, err := readLog(ctx, c, st, "list entries", c.rpc.ListEntries, &ledgerv1.ListEntriesRequest{
 		Log: st.name, FirstIndex: at, PageSize: int32(min(pageSize, end-at)), SkipBody: !body,
+		Consistency: freshness(ctx, st.largest().size),
 	})
 	if err != nil {
 		return nil, notFound(err)
@@ -312,8 +314,9 @@ type found struct {
 func (c *Client) find(ctx context.Context, st *logState, q Query, size uint64) iter.Seq2[found, error] {
 	return func(yield func(found, error) bool) {
 		req := q.proto(st.name)
+		req.Consistency = freshness(ctx, st.largest().size, size)
 		for next := q.First; ; {
-			resp, err := read(ctx, c, "find entries", c.rpc.FindEntries, req)
+			resp, err := readLog(ctx, c, st, "find entries", c.rpc.FindEntries, req)
 			if err != nil {
 				yield(found{}, err)
 				return
@@ -403,8 +406,8 @@ func (c *Client) InclusionProof(ctx context.Context, log string, s Selector, siz
 }
 
 func (c *Client) inclusion(ctx context.Context, st *logState, s Selector, size uint64) (*InclusionProof, point, error) {
-	resp, err := read(ctx, c, "get inclusion proof", c.rpc.GetInclusionProof,
-		&ledgerv1.GetInclusionProofRequest{Log: st.name, Entry: s.proto(), TreeSize: size})
+	resp, err := readLog(ctx, c, st, "get inclusion proof", c.rpc.GetInclusionProof,
+		&ledgerv1.GetInclusionProofRequest{Log: st.name, Entry: s.proto(), TreeSize: size, Consistency: freshness(ctx, st.largest().size, size)})
 	if err != nil {
 		return nil, point{}, notFound(err)
 	}
@@ -449,8 +452,10 @@ func (c *Client) ConsistencyProof(ctx context.Context, log string, first, second
 	if err != nil {
 		return nil, err
 	}
-	resp, err := read(ctx, c, "get consistency proof", c.rpc.GetConsistencyProof,
-		&ledgerv1.GetConsistencyProofRequest{Log: st.name, FirstSize: first, SecondSize: second})
+	resp, err := readLog(ctx, c, st, "get consistency proof", c.rpc.GetConsistencyProof,
+		&ledgerv1.GetConsistencyProofRequest{
+			Log: st.name, FirstSize: first, SecondSize: second, Consistency: freshness(ctx, st.largest().size, first, second),
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -497,7 +502,7 @@ func (c *Client) Watch(ctx context.Context, log string, first uint64, body bool)
 			if next > first {
 				first, n = next, 0 // it worked: begin with short pauses again
 			}
-			if v := judge(err); ctx.Err() == nil && v.retry {
+			if v := judge(err); ctx.Err() == nil && (v.retry || c.pool.size() > 1 && elsewhere(err)) {
 				pause := max(v.pause, min(firstPause<<min(n, 10), maxPause))
 				c.logger.DebugContext(ctx, "watch goes on", "log", st.name, "first", first, "pause", pause, "err", err)
 				select {
@@ -517,13 +522,16 @@ var errStopped = errors.New("the caller has seen enough")
 func (c *Client) watch(ctx context.Context, st *logState, first uint64, body bool, yield func(*Update, error) bool) (uint64, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := c.rpc.Watch(ctx, &ledgerv1.WatchRequest{Log: st.name, FirstIndex: first, SkipBody: !body}, grpc.MaxCallRecvMsgSize(MaxMessageBytes))
+	stream, err := c.rpc.Watch(ctx, &ledgerv1.WatchRequest{Log: st.name, FirstIndex: first, SkipBody: !body, Consistency: freshness(ctx, st.largest().size)}, grpc.MaxCallRecvMsgSize(MaxMessageBytes))
 	if err != nil {
 		return first, fmt.Errorf("watch: %w", err)
 	}
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
+			if reason, _ := reasonOf(err); reason == reasonBehind {
+				err = c.shorter(ctx, st, st.largest(), err)
+			}
 			return first, fmt.Errorf("watch: %w", err)
 		}
 		if len(resp.GetEntries()) == 0 {
@@ -534,7 +542,7 @@ func (c *Client) watch(ctx context.Context, st *logState, first uint64, body boo
 			return first, err
 		}
 		// The server's own checkpoint may be of a larger tree, when it catches up; it is connected like every other.
-		q, err := c.open(st, resp.GetCheckpoint())
+		q, err := c.openSized(st, resp.GetCheckpoint(), resp.GetTreeSize())
 		if err == nil && q.size < p.size {
 			err = untrusted(st.name, "watch: the checkpoint has %d entries, the update goes to %d", q.size, p.size)
 		}
