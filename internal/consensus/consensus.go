@@ -99,23 +99,20 @@ func (noMachine) Flush(context.Context, uint64) error { return nil }
 // durable position are delivered to it once a leader is known, which on a cluster of one is within a few fsyncs; Open does
 // not wait for that, see WaitLeader. errors.Is ErrLogMismatch and ErrNotMember are reasons to stay down.
 func Open(c Config) (*Consensus, error) {
+	s := c.Stream
 	c, err := c.withDefaults()
 	if err != nil {
-		return nil, errors.Join(err, closeStream(c.Stream))
+		if s != nil {
+			err = errors.Join(err, s.Close())
+		}
+		return nil, err
 	}
 	self := raft.ServerAddress(c.Address)
-	if c.Stream != nil {
-		return open(c, newStreamTransport(c.Stream, self, newLogger(c.Logger, hclog.Warn)))
+	if s != nil {
+		return open(c, newStreamTransport(s, self, newLogger(c.Logger, hclog.Warn)))
 	}
 	_, t := raft.NewInmemTransport(self) // there is nobody to talk to
 	return open(c, newTransport(t, self, plainAddress))
-}
-
-func closeStream(s raft.StreamLayer) error {
-	if s == nil {
-		return nil
-	}
-	return s.Close()
 }
 
 // plainAddress is how raft's in-memory transport finds a peer.

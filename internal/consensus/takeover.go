@@ -67,6 +67,27 @@ func LastMembership(s Store, d Position) (servers []Server, index uint64, err er
 	return servers, index, nil
 }
 
+// Tail calls fn with what the log of a stopped node holds above index for the machine: commands and configurations, committed or not. They are
+// valid until fn returns. It returns the last index of the log.
+func Tail(s Store, index uint64, fn func(Entry) error) (last uint64, err error) {
+	if last, err = s.LastIndex(); err != nil {
+		return 0, fmt.Errorf("consensus: last index of the log: %w", err)
+	}
+	for i := index + 1; i <= last; i++ {
+		var l raft.Log
+		if err := s.GetLog(i, &l); err != nil {
+			return 0, fmt.Errorf("consensus: log entry %d: %w", i, err)
+		}
+		if l.Type != raft.LogCommand && l.Type != raft.LogConfiguration {
+			continue
+		}
+		if err := fn(Entry{Index: l.Index, Term: l.Term, Configuration: l.Type == raft.LogConfiguration, Data: l.Data}); err != nil {
+			return 0, err
+		}
+	}
+	return last, nil
+}
+
 // TakeOver makes a stopped node the only voter of its cluster by appending a configuration entry to its log: for the loss of a majority, and
 // to begin the log of a restored machine. It forgets nothing: every entry that the log has stays, and is committed by the node
 // alone when it starts. The entry has a term above every one that this node has seen, so that it is a part of history like any other. d is the machine's durable position.
@@ -75,8 +96,9 @@ func LastMembership(s Store, d Position) (servers []Server, index uint64, err er
 // restored from that snapshot, and truncates the log. Here a snapshot has no content.
 //
 // It is safe as long as no majority of the membership before lives on: see docs/backup.md. An error wraps ErrLogMismatch when log and
-// machine contradict each other, and ErrNotMember when the node is not in the membership that it would replace.
-func TakeOver(s Store, d Position, nodeID, address string) (Takeover, error) {
+// machine contradict each other, and ErrNotMember when the node is not in the membership that it would replace. before is told what is about to
+// be written, and its error prevents it; it may be nil.
+func TakeOver(s Store, d Position, nodeID, address string, before func(Takeover) error) (Takeover, error) {
 	if nodeID == "" || address == "" {
 		return Takeover{}, errors.New("consensus: a takeover needs node id and address")
 	}
@@ -99,6 +121,11 @@ func TakeOver(s Store, d Position, nodeID, address string) (Takeover, error) {
 	}
 	t.Term++
 	t.Index = t.Kept + 1
+	if before != nil {
+		if err := before(t); err != nil {
+			return Takeover{}, err
+		}
+	}
 	// The term first: raft expects no log entry of a term that the node has not reached. A crash in between leaves a higher term, which is
 	// harmless.
 	if err := s.SetUint64([]byte("CurrentTerm"), t.Term); err != nil {

@@ -54,7 +54,7 @@ func TestTakeOver(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		x, err := TakeOver(n.store, d, id, id)
+		x, err := TakeOver(n.store, d, id, id, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,13 +108,25 @@ func TestTakeOverReadsTheLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := TakeOver(s, d, "n1", "n1"); !errors.Is(err, ErrNotMember) {
+	if _, err := TakeOver(s, d, "n1", "n1", nil); !errors.Is(err, ErrNotMember) {
 		t.Errorf("a node that was removed: %v", err)
 	}
 	if last, _ := s.LastIndex(); last != 3 {
 		t.Errorf("a refusal wrote up to %d", last)
 	}
-	x, err := TakeOver(s, d, "n3", "a3")
+	stop := errors.New("stop")
+	if _, err := TakeOver(s, d, "n3", "a3", func(x Takeover) error {
+		if x.Index != 4 || x.Term != 8 {
+			t.Errorf("it is about to write %+v", x)
+		}
+		return stop
+	}); !errors.Is(err, stop) {
+		t.Errorf("stopped before it wrote: %v", err)
+	}
+	if term, err := s.GetUint64([]byte("CurrentTerm")); err == nil && term >= 8 {
+		t.Errorf("it wrote term %d all the same", term)
+	}
+	x, err := TakeOver(s, d, "n3", "a3", nil)
 	if err != nil || x.Term != 8 || x.Index != 4 || x.BeforeIndex != 2 || !slices.Equal(x.Before, []Server{{"n2", "a2", true}, {"n3", "a3", false}}) {
 		t.Errorf("took over %+v, %v", x, err)
 	}
@@ -139,7 +151,7 @@ func TestTakeOverRefusesAShortLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := TakeOver(s, d, "n1", "n1"); !errors.Is(err, ErrLogMismatch) {
+	if _, err := TakeOver(s, d, "n1", "n1", nil); !errors.Is(err, ErrLogMismatch) {
 		t.Errorf("got %v", err)
 	}
 }

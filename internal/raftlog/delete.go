@@ -45,19 +45,23 @@ func (s *Store) DeleteRange(min, max uint64) error {
 }
 
 // Reset empties the log, whatever it holds, and makes next the index that NextIndex reports, durably, in one batch. It is for
-// a state machine that was brought to next - 1 by other means than this log. next must be above 1, and above NextIndex
-// unless there are entries that it takes away. Errors are those of StoreLogs.
+// a state machine that was brought to next - 1 by other means than this log. next must be above 1, not below the first
+// index, and, if the log is empty, not below NextIndex; at NextIndex nothing is to be done. Errors are those of StoreLogs.
 func (s *Store) Reset(next uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(); err != nil {
 		return err
 	}
-	if next < 2 || s.first > s.last && next <= s.last || s.first <= s.last && next < s.first {
+	empty := s.first > s.last
+	switch {
+	case next < 2, empty && next <= s.last, !empty && next < s.first:
 		return fmt.Errorf("raftlog: reset to index %d of a log that is [%d, %d]", next, s.first, s.last)
+	case empty && next == s.last+1:
+		return nil
 	}
 	var records []record
-	if s.first <= s.last && s.last >= next {
+	if !empty && s.last >= next {
 		// The head delete alone would leave what is at next and beyond.
 		records = append(records, record{kind: kindSuffixDelete, index: next - 1})
 	}
