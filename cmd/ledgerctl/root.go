@@ -159,7 +159,7 @@ spool because the ledger could not be reached (` + "`ledgerctl record --spool`" 
 		return usage("%v; see `%s --help`", err, c.CommandPath())
 	})
 	root.AddCommand(a.runCommand(), a.recordCommand(), a.proveCommand(), a.verifyCommand(), a.traceCommand(), a.logCommand(),
-		a.checkpointCommand(), a.entryCommand(), a.keyCommand(), a.quickstartCommand(), a.stageCommand(), a.versionCommand())
+		a.checkpointCommand(), a.entryCommand(), a.keyCommand(), a.certCommand(), a.quickstartCommand(), a.stageCommand(), a.versionCommand())
 	return root
 }
 

@@ -47,12 +47,15 @@ const (
 	quietFor = 10 * time.Second
 	// maxComplaints bounds what is remembered for that; a scan from more sources is summed up.
 	maxComplaints = 1024
+	// sweepEvery keeps a scan from making each refusal walk what is remembered.
+	sweepEvery = time.Second
 )
 
 // refusals thins out what is logged about connections that are not wanted: a line a source and reason each ten seconds.
 type refusals struct {
-	mu   sync.Mutex
-	said map[complaint]*silence
+	mu    sync.Mutex
+	said  map[complaint]*silence
+	swept time.Time
 }
 
 type complaint struct {
@@ -80,9 +83,12 @@ func (r *refusals) say(c complaint, now time.Time) (suppressed int, due bool) {
 		r.said = map[complaint]*silence{}
 	}
 	if len(r.said) >= maxComplaints {
-		for k, s := range r.said {
-			if now.After(s.until) {
-				delete(r.said, k)
+		if now.Sub(r.swept) >= sweepEvery {
+			r.swept = now
+			for k, s := range r.said {
+				if now.After(s.until) {
+					delete(r.said, k)
+				}
 			}
 		}
 		if _, there := r.said[c]; !there && len(r.said) >= maxComplaints {
