@@ -38,7 +38,7 @@ func (l *Ledger) Check(ctx context.Context) (err error) {
 	var faults []error
 	for i := range e.Logs {
 		g := &e.Logs[i]
-		c := logCheck{l: l, store: snapshot, log: g.Number, kind: g.Kind, head: g.Head, end: max(g.Size, staged[g.Number]), derived: &derived}
+		c := logCheck{l: l, store: snapshot, log: g.Number, kind: g.Kind, cluster: g.cluster(l.o.ClusterID), head: g.Head, end: max(g.Size, staged[g.Number]), derived: &derived}
 		if err := c.run(ctx); err != nil {
 			faults = append(faults, fmt.Errorf("log %d: %w", g.Number, err))
 		}
@@ -158,6 +158,7 @@ type logCheck struct {
 	store   pebble.Reader // as of which
 	log     uint32
 	kind    lineage.LogKind
+	cluster lineage.ID // another one than the ledger's for a frozen log
 	head    Head
 	end     uint64 // of what is staged, or of what is there
 	derived *registryCheck
@@ -210,11 +211,11 @@ func (c *logCheck) entry(e *Entry) error {
 	if c.kind == lineage.OpaqueLog {
 		return c.eventID(e)
 	}
-	leaf, err := entryLeaf(c.l.o.ClusterID, e)
+	leaf, err := entryLeaf(c.cluster, e)
 	if err != nil {
 		return corrupt("%w", err)
 	}
-	if leaf.Kind == lineage.KindControl {
+	if leaf.Kind == lineage.KindControl && c.cluster == c.l.o.ClusterID { // those of a predecessor say nothing of this ledger
 		if err := c.derived.read(c.log, leaf); err != nil {
 			return err
 		}

@@ -79,6 +79,9 @@ func (s *script) compare(t fataler, l *Ledger) {
 	if got, want := l.Applied(), (Applied{s.m.index, s.m.term, s.m.digest}); got != want {
 		t.Fatalf("applied %+v, the model %+v", got, want)
 	}
+	if l.CommandVersion() != s.m.version {
+		t.Fatalf("command version %d, the model %d", l.CommandVersion(), s.m.version)
+	}
 	if l.LocalPrincipal() != s.m.local {
 		t.Fatalf("local principal %q, the model %q", l.LocalPrincipal(), s.m.local)
 	}
@@ -145,16 +148,17 @@ func (s *script) drawStep(t *rapid.T) {
 	logs := slices.Sorted(maps.Keys(s.m.registry))
 	log := rapid.SampledFrom(logs[1:]).Draw(t, "log") // system takes control entries only, here
 	n := rapid.SampledFrom([]int{1, 2, 15, 16, 17, 40, 300}).Draw(t, "n")
-	data := s.command(s.section(log, s.events(log, n)...))
+	data := s.command(s.section(log, s.some(log, n)...))
 	sec := &data.Sections[0]
 	keys := maps.Clone(s.keys) // genesis entries that are refused have made some
 	switch rapid.SampledFrom([]string{
 		"good", "good", "good", "two logs", "new log", "membership", "stale size", "stale root", "wrong after", "earlier",
 		"same log twice", "unknown log", "number taken", "name taken", "no control", "stale new log", "base forgotten",
+		"new opaque log", "raise", "raise and more", "version entry alone", "member", "member of version 1", "newer version", "older version",
 	}).Draw(t, "step") {
 	case "two logs":
 		if other := rapid.SampledFrom(logs[1:]).Draw(t, "other"); other != log {
-			data.Sections = append(data.Sections, s.section(other, s.events(other, 3)...))
+			data.Sections = append(data.Sections, s.section(other, s.some(other, 3)...))
 		}
 	case "new log":
 		data = s.createLog(testLog(s.nextLog, fmt.Sprintf("log-%d", s.nextLog)))
@@ -183,6 +187,32 @@ func (s *script) drawStep(t *rapid.T) {
 	case "stale new log":
 		data = s.createLog(testLog(s.nextLog, fmt.Sprintf("log-%d", s.nextLog)))
 		data.Sections[0].Before.Root[0] ^= 1
+	case "new opaque log":
+		data = s.createLog(testOpaque(s.nextLog, fmt.Sprintf("log-%d", s.nextLog)))
+		s.nextLog++
+	case "raise":
+		if s.m.version == MaxCommandVersion {
+			return
+		}
+		data = s.raise()
+	case "raise and more":
+		if s.m.version == MaxCommandVersion {
+			return
+		}
+		data = s.raise()
+		data.Sections = append(data.Sections, *sec)
+	case "version entry alone":
+		data = s.raise()
+		data.Version = s.m.version
+	case "member":
+		data = s.member()
+	case "member of version 1":
+		data = s.member()
+		data.Version = 1
+	case "newer version":
+		data.Version = MaxCommandVersion
+	case "older version":
+		data.Version = 1
 	case "base forgotten":
 		data.Base.Index += 1 << 40
 	}

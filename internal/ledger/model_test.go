@@ -37,6 +37,7 @@ type model struct {
 	index, term uint64
 	digest      merkle.Hash
 	bindings    uint64
+	version     uint8 // of commands, in use
 	logs        map[uint32]*modelLog
 	registry    map[uint32]Log
 	local       string
@@ -53,7 +54,7 @@ func (g *modelLog) clone() *modelLog {
 }
 
 func newModel(cluster lineage.ID) *model {
-	return &model{cluster: cluster, logs: map[uint32]*modelLog{}, registry: map[uint32]Log{}}
+	return &model{cluster: cluster, version: 1, logs: map[uint32]*modelLog{}, registry: map[uint32]Log{}}
 }
 
 func (m *model) head(log uint32) Head {
@@ -64,14 +65,34 @@ func (m *model) head(log uint32) Head {
 	return Head{uint64(len(g.leaves)), mth(g.leaves), g.at}
 }
 
+// at is when the newest entry of a log was recorded.
+func (m *model) at(log uint32) int64 {
+	if g := m.logs[log]; g != nil {
+		return g.at
+	}
+	return 0
+}
+
 // apply decides on a command as docs/design.md 4.4 says, on copies, and keeps them if it is accepted.
 func (m *model) apply(index, term uint64, data []byte) Decision {
 	c, err := ParseCommand(data)
 	if err != nil {
 		panic(err)
 	}
-	logs, registry, local := maps.Clone(m.logs), maps.Clone(m.registry), m.local
+	logs, registry, local, version := maps.Clone(m.logs), maps.Clone(m.registry), m.local, m.version
 	d := func() Decision {
+		if c.Version > m.version {
+			// Only the raise to the next version may come in a command of it, and it comes alone.
+			if c.Version != m.version+1 || len(c.Sections) != 1 || len(c.Sections[0].Entries) != 1 || c.Sections[0].Log != SystemLog {
+				return RefusedVersion
+			}
+			e := c.Sections[0].Entries[0]
+			leaf, err := lineage.ParseLeaf(e.Leaf)
+			if !e.Control || err != nil || leaf.Kind != lineage.KindControl || lineage.ControlKind(leaf.Action) != lineage.ControlVersion {
+				return RefusedVersion
+			}
+			version = c.Version
+		}
 		if c.Bindings < m.bindings {
 			return RefusedBindings
 		}
@@ -83,7 +104,7 @@ func (m *model) apply(index, term uint64, data []byte) Decision {
 			}
 			touched[s.Log] = true
 			for j := range s.Entries {
-				if s.Entries[j].Control && !modelControl(s, j, registry, &local) {
+				if s.Entries[j].Control && !modelControl(s, j, registry, &local, c.Version, m.version) {
 					return RefusedMalformed
 				}
 			}
@@ -113,7 +134,7 @@ func (m *model) apply(index, term uint64, data []byte) Decision {
 		return Accepted
 	}()
 	if d == Accepted {
-		m.logs, m.registry, m.local = logs, registry, local
+		m.logs, m.registry, m.local, m.version = logs, registry, local, version
 	}
 	// The chain digest, spelled out.
 	var b bytes.Buffer
@@ -130,7 +151,7 @@ func (m *model) apply(index, term uint64, data []byte) Decision {
 	return d
 }
 
-func modelControl(s *Section, j int, registry map[uint32]Log, local *string) bool {
+func modelControl(s *Section, j int, registry map[uint32]Log, local *string, version, inUse uint8) bool {
 	leaf, err := lineage.ParseLeaf(s.Entries[j].Leaf)
 	if err != nil || leaf.Kind != lineage.KindControl {
 		return false
@@ -155,6 +176,10 @@ func modelControl(s *Section, j int, registry map[uint32]Log, local *string) boo
 			*local = c.Principal
 		}
 		return s.Log == SystemLog
+	case lineage.ControlMember, lineage.ControlRecovery:
+		return s.Log == SystemLog && version >= 2
+	case lineage.ControlVersion:
+		return s.Log == SystemLog && version == inUse+1
 	}
 	return false
 }
@@ -216,7 +241,7 @@ func (s *script) membership() {
 
 // command is a command on the model's state; edit may spoil it before it is encoded.
 func (s *script) command(sections ...Section) *Command {
-	return &Command{ClusterID: testCluster, Bindings: s.m.bindings, Base: Applied{s.m.index, s.m.term, s.m.digest}, Sections: sections}
+	return &Command{Version: s.m.version, ClusterID: testCluster, Bindings: s.m.bindings, Base: Applied{s.m.index, s.m.term, s.m.digest}, Sections: sections}
 }
 
 func (c *Command) encoded() []byte { return AppendCommand(nil, c) }
@@ -270,18 +295,55 @@ func (s *script) events(log uint32, n int) (entries []CommandEntry) {
 	return entries
 }
 
+// opaque makes n entries for an opaque log.
+func (s *script) opaque(n int) (entries []CommandEntry) {
+	for range n {
+		leaf := make([]byte, s.rng.IntN(100))
+		s.random(leaf)
+		entries = append(entries, CommandEntry{EventID: s.id(), Principal: "local:a", Authn: lineage.AuthnToken, Leaf: leaf, Body: lineage.AppendBody(nil, nil)})
+	}
+	return entries
+}
+
+// some makes n entries of the kind of a log.
+func (s *script) some(log uint32, n int) []CommandEntry {
+	if s.m.registry[log].Kind == lineage.OpaqueLog {
+		return s.opaque(n)
+	}
+	return s.events(log, n)
+}
+
+// raise makes the command that raises the command version.
+func (s *script) raise() *Command {
+	c := s.command(s.section(SystemLog, s.control(SystemLog, lineage.ControlVersion, &lineage.Control{})))
+	c.Version++
+	return c
+}
+
+// member makes the command that records a change of the membership.
+func (s *script) member() *Command {
+	document := lineage.AppendDocuments(nil, []lineage.Document{{MediaType: "application/json", Content: []byte(`{"added":"x"}`)}})
+	return s.command(s.section(SystemLog, s.control(SystemLog, lineage.ControlMember, &lineage.Control{}, lineage.BodyPart{Kind: lineage.PartDocuments, Key: s.key(), Content: document})))
+}
+
 func (s *script) tick() { s.now += int64(s.rng.IntN(1000)) }
 
 // control makes one control entry.
 func (s *script) control(log uint32, kind lineage.ControlKind, c *lineage.Control, body ...lineage.BodyPart) CommandEntry {
 	l := &lineage.Leaf{
 		EventID: s.id(), Kind: lineage.KindControl, Action: uint8(kind), Source: lineage.Native,
-		RecordedAt: max(s.now, s.m.head(log).RecordedAt), Principal: "local:a", Authn: lineage.AuthnLedger, Control: c,
+		RecordedAt: max(s.now, s.m.at(log)), Principal: "local:a", Authn: lineage.AuthnLedger, Control: c,
 	}
 	for i := range body {
 		l.Bodies = append(l.Bodies, lineage.Commitment{Part: body[i].Kind, MAC: lineage.Commit(body[i].Kind, &body[i].Key, body[i].Content)})
 	}
 	return CommandEntry{EventID: l.EventID, Principal: l.Principal, Authn: l.Authn, Control: true, Leaf: lineage.AppendLeaf(nil, l), Body: lineage.AppendBody(nil, body)}
+}
+
+func testOpaque(n uint32, name string) Log {
+	g := testLog(n, name)
+	g.Kind, g.Origin = lineage.OpaqueLog, strings.Replace(g.Origin, "/lineage/", "/opaque/", 1)
+	return g
 }
 
 func testLog(n uint32, name string) Log {
@@ -315,5 +377,8 @@ func (s *script) bootstrap() {
 
 // createLog makes the command that creates a log.
 func (s *script) createLog(g Log) *Command {
+	if g.Kind == lineage.OpaqueLog { // it starts empty
+		return s.command(s.section(SystemLog, s.registered(g)))
+	}
 	return s.command(s.section(SystemLog, s.registered(g)), s.section(g.Number, s.genesis(g)))
 }

@@ -292,7 +292,7 @@ func (s *Stage) check(g *stagedLog, c *Chunk, recordedAt int64) (entries []Entry
 		if g.Kind == lineage.OpaqueLog {
 			continue
 		}
-		leaf, err := entryLeaf(s.l.o.ClusterID, e)
+		leaf, err := entryLeaf(g.cluster(s.l.o.ClusterID), e)
 		if err != nil {
 			return nil, nil, fmt.Errorf("entry %d: %w", e.Index, err)
 		}
@@ -333,7 +333,10 @@ func (s *Stage) Keep(log uint32) error {
 	if err := s.l.Quarantined(); err != nil {
 		return err
 	}
-	derived := s.derived.clone()
+	derived := s.derived
+	if len(g.control) > 0 {
+		derived = derived.clone()
+	}
 	for _, leaf := range g.control {
 		if err := derived.read(SystemLog, leaf); err != nil {
 			return fmt.Errorf("%w: %w", ErrChunk, err)
