@@ -16,6 +16,8 @@ type flight struct {
 	landed bool
 	result any
 	err    error
+
+	departed, arrived time.Time // zero: nobody wants to know
 }
 
 // part is a request in a command.
@@ -147,12 +149,13 @@ func (s *Sequencer) launch(command []byte, parts []part, specs []*spec) {
 	for _, x := range specs {
 		x.flying++
 	}
+	s.depart(f)
 	proposal := s.o.Proposer.Propose(command)
 	s.flying = append(s.flying, f)
-	s.m.Commands.Add(1)
 	go func() {
 		// Raft always answers, at the latest when it shuts down.
 		f.result, f.err = proposal.Wait(context.Background())
+		s.arrive(f)
 		s.landed <- f
 	}()
 }
@@ -174,6 +177,7 @@ func (s *Sequencer) land(f *flight) {
 }
 
 func (s *Sequencer) accepted(f *flight) {
+	f.decided()
 	for _, x := range f.specs {
 		x.flying--
 	}
@@ -244,6 +248,7 @@ func (s *Sequencer) recompose() {
 }
 
 func (s *Sequencer) answerAll(f *flight, err error) {
+	f.decided()
 	for _, part := range f.parts {
 		s.answer(part.p, reply{err: err})
 	}
@@ -265,6 +270,7 @@ func (s *Sequencer) again(p *pending) bool {
 // composes nothing more in this term whether or not there is another node to take it.
 func (s *Sequencer) refused(d ledger.Decision) {
 	s.m.Refused.Add(1)
+	s.m.RefusedBy[min(d, ledger.RefusedVersion)].Add(1)
 	s.o.Logger.Warn("a command was refused and is composed again", "decision", d)
 	if d != ledger.RefusedAfter {
 		return
@@ -347,7 +353,7 @@ compose:
 		case errGone:
 			s.release(p)
 		default:
-			s.answer(p, reply{err: err})
+			s.refuse(p, err)
 		}
 	}
 	if len(b.parts) > 0 {

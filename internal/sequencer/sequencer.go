@@ -82,6 +82,10 @@ type Options struct {
 	OriginHost string
 	// VKey returns the verifier key of an origin, or an error when this node does not have the key.
 	VKey func(origin string) (string, error)
+	// Passed is told of each append after its answer; Committed of the time from a command's proposal to its decision. They must be quick.
+	// Nil: nobody is told, and nothing is timed.
+	Passed    func(context.Context, Passage)
+	Committed func(time.Duration)
 }
 
 // Request asks for events to be recorded, all or none.
@@ -134,17 +138,10 @@ type Sequencer struct {
 	refusals  int  // AFTER refusals in this term
 }
 
-// Metrics counts what the sequencer does.
-type Metrics struct {
-	Commands, Entries, Duplicates, Recomposed, Refused atomic.Uint64
-}
-
-// Metrics returns the counters.
-func (s *Sequencer) Metrics() *Metrics { return &s.m }
-
 // pending is a request on its way.
 type pending struct {
 	Request
+	Stations
 	drafts []*lineage.Draft
 	// control composes a control command, instead of events. It is submitted alone, with nothing in flight.
 	control func(*ledger.Command, *pending) error
@@ -161,6 +158,7 @@ const (
 )
 
 type reply struct {
+	Stations
 	result *Result
 	log    ledger.Log
 	err    error
@@ -230,7 +228,7 @@ func (s *Sequencer) Append(ctx context.Context, r Request) (*Result, error) {
 		}
 		seen[e.ID] = i
 	}
-	out := s.submit(ctx, p)
+	out := s.follow(ctx, p)
 	return out.result, out.err
 }
 
@@ -259,23 +257,23 @@ func (s *Sequencer) submit(ctx context.Context, p *pending) reply {
 		return reply{err: fmt.Errorf("%w: %w", ErrNotApplied, err)}
 	}
 	if err := s.o.Ledger.Quarantined(); err != nil {
-		return reply{err: fmt.Errorf("%w: %w", ErrNotApplied, err)}
+		return s.reject(ReasonQuarantine, fmt.Errorf("%w: %w", ErrNotApplied, err))
 	}
 	if err := s.Distrust(); err != nil {
-		return reply{err: err}
+		return s.reject(ReasonDistrust, err)
 	}
 	if err := s.o.Admit(); err != nil {
-		return reply{err: err}
+		return s.reject(ReasonAdmission, err)
 	}
 	if s.queued.Add(int64(p.Size)) > maxQueuedBytes {
 		s.release(p)
-		return reply{err: fmt.Errorf("%w: %d MiB of requests are waiting; retry later", ledger.ErrOverloaded, maxQueuedBytes>>20)}
+		return s.reject(ReasonQueue, fmt.Errorf("%w: %d MiB of requests are waiting; retry later", ledger.ErrOverloaded, maxQueuedBytes>>20))
 	}
 	p.reply = make(chan reply, 1)
 	select {
 	case <-s.stop:
 		s.release(p)
-		return reply{err: fmt.Errorf("%w: the ledger is closing", ErrNotApplied)}
+		return s.reject(ReasonClosing, fmt.Errorf("%w: the ledger is closing", ErrNotApplied))
 	case <-ctx.Done():
 		s.release(p)
 		return reply{err: fmt.Errorf("%w: %w", ErrNotApplied, ctx.Err())}
@@ -302,6 +300,7 @@ func (s *Sequencer) submit(ctx context.Context, p *pending) reply {
 // answer ends p's way. It is called once, and never waits.
 func (s *Sequencer) answer(p *pending, r reply) {
 	s.release(p)
+	r.Stations = p.Stations
 	p.reply <- r
 }
 

@@ -1,11 +1,12 @@
 package telemetry
 
 import (
-	"maps"
 	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/provledger/provledger/internal/sequencer"
 )
 
 // prefix begins the name of every metric of ours.
@@ -78,18 +79,12 @@ type Store struct {
 
 // Sequencer is the way of an append on this node.
 type Sequencer struct {
-	QueuedBytes                               int64
-	InFlight                                  int
-	Commands, Entries, Duplicates, Recomposed uint64
-	Refused                                   map[string]uint64 // commands, by decision of the state machine
-	Rejected                                  map[string]uint64 // requests, by one of RejectReasons
+	QueuedBytes int64
+	Counters    *sequencer.Metrics // nil: all zero
 }
 
-// Decisions that refuse a command: the words behind ledger.RefusedBefore and so on.
-var Decisions = []string{"before", "after", "time", "bindings", "malformed", "version"}
-
-// RejectReasons are why a request to append is turned away before it is in a command.
-var RejectReasons = []string{"queue", "space", "clock", "key", "quarantine", "distrust", "closing"}
+// decisions that refuse a command: the words behind ledger.RefusedBefore (2) and so on.
+var decisions = [...]string{2: "before", 3: "after", 4: "time", 5: "bindings", 6: "malformed", 7: "version"}
 
 // Signer is what checkpoints are signed with.
 type Signer struct {
@@ -185,11 +180,11 @@ var plain = []desc{
 	{"store_damage_total", "Times that something stored could not be read back.", counter, func(s *Snapshot) float64 { return float64(s.Store.DamagedSightings) }},
 
 	{"queue_bytes", "Bytes of requests that wait to be composed or are in flight.", gauge, func(s *Snapshot) float64 { return float64(s.Sequencer.QueuedBytes) }},
-	{"commands_in_flight", "Raft commands without a decision.", gauge, func(s *Snapshot) float64 { return float64(s.Sequencer.InFlight) }},
-	{"commands_total", "Raft commands proposed.", counter, func(s *Snapshot) float64 { return float64(s.Sequencer.Commands) }},
-	{"entries_total", "Entries recorded by this node as leader.", counter, func(s *Snapshot) float64 { return float64(s.Sequencer.Entries) }},
-	{"duplicates_total", "Events that were recorded before.", counter, func(s *Snapshot) float64 { return float64(s.Sequencer.Duplicates) }},
-	{"recomposed_total", "Requests composed again after a refusal.", counter, func(s *Snapshot) float64 { return float64(s.Sequencer.Recomposed) }},
+	{"commands_in_flight", "Raft commands without a decision.", gauge, func(s *Snapshot) float64 { return float64(s.Sequencer.counters().InFlight.Load()) }},
+	{"commands_total", "Raft commands proposed.", counter, func(s *Snapshot) float64 { return float64(s.Sequencer.counters().Commands.Load()) }},
+	{"entries_total", "Entries recorded by this node as leader.", counter, func(s *Snapshot) float64 { return float64(s.Sequencer.counters().Entries.Load()) }},
+	{"duplicates_total", "Events that were recorded before.", counter, func(s *Snapshot) float64 { return float64(s.Sequencer.counters().Duplicates.Load()) }},
+	{"recomposed_total", "Requests composed again after a refusal.", counter, func(s *Snapshot) float64 { return float64(s.Sequencer.counters().Recomposed.Load()) }},
 
 	{"checkpoints_signed_total", "Checkpoints signed.", counter, func(s *Snapshot) float64 { return float64(s.Signer.Signed) }},
 	{"checkpoints_refused_total", "Checkpoints that the signer refused.", counter, func(s *Snapshot) float64 { return float64(s.Signer.Refused) }},
@@ -232,10 +227,16 @@ var labelleds = []labelled{
 		series(s.Version, 1)
 	}},
 	{"commands_refused_total", "Commands that the state machine refused, by decision.", "decision", counter, func(s *Snapshot, series func(string, float64)) {
-		all(Decisions, s.Sequencer.Refused, series)
+		for d, name := range decisions {
+			if name != "" {
+				series(name, float64(s.Sequencer.counters().RefusedBy[d].Load()))
+			}
+		}
 	}},
 	{"appends_rejected_total", "Requests to append that were turned away, by reason.", "reason", counter, func(s *Snapshot, series func(string, float64)) {
-		all(RejectReasons, s.Sequencer.Rejected, series)
+		for i := range s.Sequencer.counters().Rejected {
+			series(sequencer.Reason(i).String(), float64(s.Sequencer.counters().Rejected[i].Load()))
+		}
 	}},
 	{"certificate_expiry_timestamp_seconds", "End of a certificate's validity, seconds since the Unix epoch.", "use", gauge, func(s *Snapshot, series func(string, float64)) {
 		for use, end := range s.Certificates {
@@ -257,16 +258,14 @@ var labelleds = []labelled{
 // States of a node, as peerapi names them.
 var States = []string{"serving", "catching up", "repairing", "quarantined", "joining", "starting"}
 
-// all gives each name a series, counted or not, so that a rate is right from the first time on; and what is counted under another name one too.
-func all(names []string, counted map[string]uint64, series func(string, float64)) {
-	for _, name := range names {
-		series(name, float64(counted[name]))
+// none stands for a sequencer that there is not.
+var none sequencer.Metrics
+
+func (s *Sequencer) counters() *sequencer.Metrics {
+	if s.Counters == nil {
+		return &none
 	}
-	for _, name := range slices.Sorted(maps.Keys(counted)) {
-		if !slices.Contains(names, name) {
-			series(name, float64(counted[name]))
-		}
-	}
+	return s.Counters
 }
 
 // Collector exports a [Snapshot] a scrape.

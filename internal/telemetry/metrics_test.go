@@ -10,9 +10,17 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/provledger/provledger/internal/ledger"
+	"github.com/provledger/provledger/internal/sequencer"
 )
 
 func full() Snapshot {
+	counters := new(sequencer.Metrics)
+	counters.RefusedBy[ledger.RefusedBefore].Add(2)
+	counters.RefusedBy[ledger.RefusedVersion].Add(3)
+	counters.Rejected[sequencer.ReasonKey].Add(4)
+	counters.Entries.Add(5)
 	return Snapshot{
 		State: "catching up", Ready: true, Version: "v1", Applied: 12, FreeBytes: 1 << 30,
 		Raft: Raft{
@@ -20,7 +28,7 @@ func full() Snapshot {
 			Followers: []Follower{{Node: "a", Behind: 7, Contact: 250 * time.Millisecond}, {Node: "b", Contact: -time.Hour}},
 		},
 		Store:        Store{WriteStalled: 1500 * time.Millisecond},
-		Sequencer:    Sequencer{Refused: map[string]uint64{"before": 2, "decision 9": 1}},
+		Sequencer:    Sequencer{QueuedBytes: 9, Counters: counters},
 		Certificates: map[string]time.Time{"api": time.Unix(1800000000, 0)},
 	}
 }
@@ -54,7 +62,10 @@ func TestCollect(t *testing.T) {
 		`gauge provledger_certificate_expiry_timestamp_seconds{use="api"} 1.8e+09`,
 		`counter provledger_commands_refused_total{decision="after"} 0`,
 		`counter provledger_commands_refused_total{decision="before"} 2`,
-		`counter provledger_commands_refused_total{decision="decision 9"} 1`,
+		`counter provledger_commands_refused_total{decision="version"} 3`,
+		`counter provledger_appends_rejected_total{reason="key"} 4`,
+		`counter provledger_entries_total 5`,
+		`gauge provledger_queue_bytes 9`,
 		`gauge provledger_follower_contact_seconds{node="a"} 0.25`,
 		`gauge provledger_follower_contact_seconds{node="b"} -1`,
 		`gauge provledger_follower_lag_entries{node="a"} 7`,

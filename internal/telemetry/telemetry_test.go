@@ -123,7 +123,8 @@ func TestOneTraceFromClientToRaft(t *testing.T) {
 	leads := serve(t, func(s *grpc.Server) {
 		ledgerv1.RegisterLedgerServiceServer(s, appender{append: func(ctx context.Context) error {
 			leader.Append()(ctx, sequencer.Passage{
-				Log: 1, Events: 3, Attempts: 1, Queued: start, Composed: start.Add(time.Millisecond), Decided: start.Add(3 * time.Millisecond), Done: start.Add(4 * time.Millisecond),
+				Log: 1, Events: 3, Queued: start, Done: start.Add(4 * time.Millisecond),
+				Stations: sequencer.Stations{Attempts: 1, Composed: start.Add(time.Millisecond), Decided: start.Add(3 * time.Millisecond)},
 			})
 			return nil
 		}})
@@ -232,7 +233,7 @@ func TestOffCostsNothing(t *testing.T) {
 	x := begin(t, "http://127.0.0.1:1", "n")
 	defer finish(t, x)
 	hook, ctx, now := x.Append(), t.Context(), time.Now()
-	if n := testing.AllocsPerRun(100, func() { hook(ctx, sequencer.Passage{Queued: now, Composed: now, Decided: now, Done: now}) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { hook(ctx, sequencer.Passage{Queued: now, Done: now}) }); n != 0 {
 		t.Errorf("a passage without a sampled trace allocates %v times", n)
 	}
 }
