@@ -63,7 +63,7 @@ func (a *app) certCACommand() *cobra.Command {
 		Use:   "ca DIR",
 		Short: "Make an authority",
 		Long: `ca makes an authority in DIR: ` + devca.CertificateFile + `, which every node gets, and ` + devca.KeyFile + `, which only you may read and no node needs. Whoever has the
-key can make a node that the cluster lets in up to its list of members: keep it off the nodes. What is there is not replaced.`,
+key can pose as any node of the cluster: keep it off the nodes. What is there is not replaced.`,
 		Example: "  ledgerctl cert ca ca/",
 		Args:    exactly(1, "one directory"),
 		RunE: func(_ *cobra.Command, args []string) error {

@@ -12,6 +12,9 @@ import (
 // enough that a node whose address was dead for a moment is asked about again.
 const bootRecheck = 5 * time.Second
 
+// maxChecks is when answers that no longer count are forgotten: a process that invents boot ids must not fill the memory.
+const maxChecks = 64
+
 // boots remembers which process is the one of a node. Two processes on copies of a directory have one node id and one certificate; what
 // tells them apart is which of them answers at the address that the membership has for the node.
 type boots struct {
@@ -50,6 +53,13 @@ func (p *Port) checkBoot(ctx context.Context, h Hello, address string) error {
 		b.checks, b.confirmed = map[bootKey]*bootCheck{}, map[lineage.ID]lineage.ID{}
 	}
 	b.checks[key] = check
+	if len(b.checks) > maxChecks {
+		for k, c := range b.checks {
+			if isClosed(c.done) && time.Since(c.at) >= bootRecheck {
+				delete(b.checks, k)
+			}
+		}
+	}
 	b.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/provledger/provledger/client/lineage"
 )
@@ -118,5 +119,45 @@ func TestRefusedErrorIsFound(t *testing.T) {
 	refused, ok := errors.AsType[*RefusedError](err)
 	if !ok || !strings.Contains(refused.Reason, "raft") {
 		t.Errorf("%v", err)
+	}
+}
+
+// A node says at its start what its peers would say later.
+func TestOwnCertificateIsLookedAt(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*setup)
+		want   string
+	}{
+		"other host": {func(s *setup) { s.request.Hosts = []string{"other.example"} }, "127.0.0.1"},
+		"other node": {func(s *setup) { s.request.NodeID = lineage.NewID() }, "urn:uuid:"},
+		"expired":    {func(s *setup) { s.request.Validity = -time.Minute }, "expired"},
+		"no client":  {func(s *setup) { s.request.Client = false }, "clientAuth"},
+		"good":       {nil, ""},
+	} {
+		n := newNode(t, tc.change)
+		n.API()
+		n.Raft()
+		said := strings.Count(n.log.String(), "will be refused by its peers")
+		if tc.want == "" && said != 0 || tc.want != "" && (said != 1 || !strings.Contains(n.log.String(), tc.want)) {
+			t.Errorf("%s: %s", name, n.log)
+		}
+	}
+}
+
+// Boot ids that are made up do not fill the memory.
+func TestInventedBootIDs(t *testing.T) {
+	n := newNode(t, nil)
+	id := lineage.NewID()
+	n.boots.checks, n.boots.confirmed = map[bootKey]*bootCheck{}, map[lineage.ID]lineage.ID{}
+	done := make(chan struct{})
+	close(done)
+	for range 10 * maxChecks {
+		n.boots.checks[bootKey{id, lineage.NewID()}] = &bootCheck{done: done}
+	}
+	if err := n.checkBoot(t.Context(), Hello{NodeID: id, BootID: lineage.NewID()}, "127.0.0.1:0"); err != nil {
+		t.Errorf("nobody could be asked: %v", err)
+	}
+	if len(n.boots.checks) != 1 {
+		t.Errorf("%d answers are remembered", len(n.boots.checks))
 	}
 }

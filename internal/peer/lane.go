@@ -132,10 +132,17 @@ func (p *Port) Raft() raft.StreamLayer {
 
 // advertised is the address under which others find this node; raft takes the listener's for its own.
 func (p *Port) advertised() net.Addr {
-	if a := p.o.Self().Address; a != "" {
-		return advertised(a)
+	self := p.o.Self()
+	if self.Address == "" {
+		return p.Addr()
 	}
-	return p.Addr()
+	cert := p.o.TLS.Certificate().Leaf
+	if err := errors.Join(CheckName(cert, self.Address), CheckNode(cert, self.NodeID)); err != nil {
+		p.misnamed.Do(func() {
+			p.log.Error("this node's certificate will be refused by its peers", "address", self.Address, "error", err)
+		})
+	}
+	return advertised(self.Address)
 }
 
 // advertised is an address as it was configured, not resolved.

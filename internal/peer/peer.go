@@ -108,6 +108,7 @@ type Port struct {
 	boots    boots
 	refused  refusals
 	metrics  *metrics
+	misnamed sync.Once // said that the own certificate is for other names
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
