@@ -14,7 +14,21 @@
 //   - The metadata of that snapshot is composed from the machine's durable position each time that raft asks (H2), and it
 //     carries the cluster configuration that the machine stores beside its data (H3).
 //   - Before raft starts, the log is compared with the durable position: a log that ends before it, begins behind it, or
-//     has another term at it belongs to another history, and [Open] refuses (H9 i, H10).
+//     has another term at it belongs to another history, and [Open] refuses (H9 i, H10). One that is empty is accepted only if
+//     [ResetLog] left it so, for just this position.
+//
+// # Other nodes
+//
+// A message is raft's own, over raft's network transport, but between raft and that stands a transport of this package:
+//
+//   - A leader whose log begins after the end of a follower sends raft's snapshot message. It is answered before raft sees it:
+//     with no, and [Config].Behind is told, while the node goes on to vote; or with yes, when the node has what the message
+//     names. The owner closes this package, brings the machine forward, calls [ResetLog], and opens it again; a raft instance
+//     is never continued across that (H8).
+//   - Entries of a leader that goes back further than the log of such a node does are cut down to what follows the machine's
+//     durable position, where that is provably the same history.
+//   - Reads are made linearizable by a question for the terms of the voters, [Consensus.ReadIndex], never by raft.VerifyLeader,
+//     which takes answers to older questions and answers of non-voters.
 //
 // # Duties of a StateMachine
 //

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -85,19 +86,19 @@ func TestFenceOfReplacedLeader(t *testing.T) {
 // Voters in an older term prove nothing: they have not heard of this leader, and may have voted for another.
 func TestFenceWantsExactlyItsOwnTerm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var lag uint64
+		var lag atomic.Uint64
 		c := startCluster(t, func(c *Config) {
 			term := c.Term
 			c.Term = func(ctx context.Context, id string) (uint64, error) {
 				got, err := term(ctx, id)
-				return got - lag, err
+				return got - lag.Load(), err
 			}
 		})
 		id, _ := c.leader(t, c.ids...)
 		if _, err := c.nodes[id].ReadIndex(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		lag = 1
+		lag.Store(1)
 		if _, err := c.nodes[id].ReadIndex(t.Context()); !errors.Is(err, ErrNoMajority) {
 			t.Errorf("ReadIndex with voters in an older term: %v, want ErrNoMajority", err)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -116,9 +117,13 @@ func TestResetLogCrash(t *testing.T) {
 	for _, last := range []uint64{30, 60} { // the old log ends before the position, or goes on with entries of another term
 		for _, unsynced := range []int{0, 50, 100} {
 			mem := vfs.NewCrashableMem()
+			var mu sync.Mutex // the log writes in the background too
 			var clones []*vfs.MemFS
 			watching := false
+			watch := func(on bool) { mu.Lock(); defer mu.Unlock(); watching = on }
 			fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(errorfs.Op) error {
+				mu.Lock()
+				defer mu.Unlock()
 				if watching {
 					clones = append(clones, mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: unsynced, RNG: rand.New(rand.NewPCG(last, 1))}))
 				}
@@ -130,11 +135,11 @@ func TestResetLogCrash(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			watching = true
+			watch(true)
 			if err := ResetLog(s, at); err != nil {
 				t.Fatal(err)
 			}
-			watching = false
+			watch(false)
 			clones = append(clones, mem.CrashClone(vfs.CrashCloneCfg{}))
 			if err := s.Close(); err != nil {
 				t.Fatal(err)

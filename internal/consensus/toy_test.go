@@ -247,15 +247,29 @@ func (n *node) barrier(t testing.TB) {
 // snapshot runs the round that compact runs, now.
 func (n *node) snapshot() error { return n.raft.Snapshot().Error() }
 
-// testLogger writes to the test's log.
+// testLogger writes to the test's log, until the test ends: raft's network transport does not wait for its goroutines.
 func testLogger(t testing.TB) *slog.Logger {
-	return slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	w := &logWriter{t: t}
+	t.Cleanup(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.ended = true
+	})
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
-type logWriter struct{ t testing.TB }
+type logWriter struct {
+	t     testing.TB
+	mu    sync.Mutex
+	ended bool
+}
 
-func (w logWriter) Write(b []byte) (int, error) {
-	w.t.Logf("%s", bytes.TrimSpace(b))
+func (w *logWriter) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.ended {
+		w.t.Logf("%s", bytes.TrimSpace(b))
+	}
 	return len(b), nil
 }
 

@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -94,9 +95,13 @@ func TestResetCrash(t *testing.T) {
 		for _, unsynced := range []int{0, 50, 100} {
 			mem := vfs.NewCrashableMem()
 			rng := newRand(next)
+			var mu sync.Mutex // the store writes in the background too
 			var clones []*vfs.MemFS
 			watching := false
+			watch := func(on bool) { mu.Lock(); defer mu.Unlock(); watching = on }
 			s := mustOpen(t, testOptions(errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+				mu.Lock()
+				defer mu.Unlock()
 				if watching {
 					clones = append(clones, mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: unsynced, RNG: rng}))
 				}
@@ -104,9 +109,9 @@ func TestResetCrash(t *testing.T) {
 			}))))
 			must(t, s.StoreLogs(entries(1, 30, 2, 4000)))
 			before := contents(t, s)
-			watching = true
+			watch(true)
 			must(t, s.Reset(next))
-			watching = false
+			watch(false)
 			after := contents(t, s)
 			clones = append(clones, mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: unsynced, RNG: rng}))
 			mustClose(t, s)
