@@ -43,6 +43,7 @@ func (p *peers) failed(s Source, err error) {
 	p.failures[s]++
 	n := p.failures[s]
 	p.mu.Unlock()
+	p.o.Logger.Info("a peer failed; another one is asked", "peer", s.ID(), "in_a_row", n, "err", err)
 	if n >= maxFailures {
 		p.drop(s, err)
 	}

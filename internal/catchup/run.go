@@ -118,11 +118,13 @@ func (r *run) take(ctx context.Context, w ledger.Range, got fetched) error {
 			return nil
 		}
 		err := r.keep(ctx, w.Log, before, got)
-		switch {
-		case errors.Is(err, ledger.ErrChunk):
+		if errors.Is(err, ledger.ErrChunk) {
 			r.stage.Drop(w.Log)
+			if err := r.base(ctx, w.Log, before); err != nil {
+				return err
+			}
 			r.p.drop(got.from, err)
-		case err != nil:
+		} else if err != nil {
 			return err
 		}
 		after, _ := r.stage.Head(w.Log)
@@ -151,8 +153,10 @@ func (r *run) keep(ctx context.Context, log uint32, before ledger.Head, got fetc
 	}
 	head, _ := r.stage.Head(log)
 	g := r.logs[log]
-	if err := r.verify(ctx, g.Log, before, head, got); err != nil {
+	if err := r.signed(ctx, g.Log, head, got.signer, got.note); errors.Is(err, errUnsigned) || ctx.Err() != nil {
 		return err
+	} else if err != nil {
+		return fmt.Errorf("%w: %w", ledger.ErrChunk, err)
 	}
 	if head.Size == g.Size && head.Root != g.Root {
 		// The log's key has signed what came, so it is the export that is wrong.
@@ -171,34 +175,24 @@ func (r *run) keep(ctx context.Context, log uint32, before ledger.Head, got fetc
 	return nil
 }
 
-// verify looks for a signature over a head. If there is none, somebody is wrong: a signature over the head before tells whether what came is
-// to blame, or what was there.
-func (r *run) verify(ctx context.Context, g ledger.Log, before, head ledger.Head, got fetched) error {
-	err := r.signed(ctx, g, head, got.signer, got.note)
-	if err == nil || errors.Is(err, errUnsigned) || ctx.Err() != nil {
+// base returns nil if a signature confirms what there was of a log before something that does not go with it came: then that is to blame.
+func (r *run) base(ctx context.Context, log uint32, before ledger.Head) error {
+	if before.Size == 0 {
+		return nil
+	}
+	g := r.logs[log]
+	why := r.signed(ctx, g.Log, before, nil, nil)
+	if why == nil || ctx.Err() != nil || errors.Is(why, errUnsigned) {
+		return why
+	}
+	if t, err := r.o.Ledger.Tree(log); err == nil && t.Head().Size >= before.Size {
+		return fmt.Errorf("%w: log %d at size %d has root %s here: %w", ledger.ErrDiverged, log, before.Size, before.Root, why)
+	}
+	r.o.Logger.Warn("what was fetched of a log earlier is given up", "log", log, "size", before.Size, "err", why)
+	if err := r.stage.Reset(log); err != nil {
 		return err
 	}
-	if before.Size > 0 {
-		if base := r.signed(ctx, g, before, nil, nil); base != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return r.wrongBase(g, before, base)
-		}
-	}
-	return fmt.Errorf("%w: %w", ledger.ErrChunk, err)
-}
-
-// wrongBase deals with a log whose kept part no signature confirms.
-func (r *run) wrongBase(g ledger.Log, before ledger.Head, why error) error {
-	if t, err := r.o.Ledger.Tree(g.Number); err == nil && t.Head().Size >= before.Size {
-		return fmt.Errorf("%w: log %d at size %d has root %s here: %w", ledger.ErrDiverged, g.Number, before.Size, before.Root, why)
-	}
-	r.o.Logger.Warn("what was fetched of a log earlier is given up", "log", g.Number, "size", before.Size, "err", why)
-	if err := r.stage.Reset(g.Number); err != nil {
-		return err
-	}
-	return fmt.Errorf("%w: log %d at size %d: %w", errAgain, g.Number, before.Size, why)
+	return fmt.Errorf("%w: log %d at size %d: %w", errAgain, log, before.Size, why)
 }
 
 // errUnsigned: no source can sign for a log, and Verify does not do without.
