@@ -121,7 +121,11 @@ func (p *Port) addressOf(node lineage.ID) (string, bool) {
 	if p.o.AddressOf == nil {
 		return "", false
 	}
-	return p.o.AddressOf(node)
+	address, known := p.o.AddressOf(node)
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return "", false
+	}
+	return address, known
 }
 
 // checkCluster lets a node without a cluster call and be called, on the lane where it can ask to join; raft is for members.

@@ -80,7 +80,8 @@ type Options struct {
 	// Self is what this node says of itself. It is asked at every connection and must be quick.
 	Self func() Hello
 	// AddressOf is the peer address that the membership has for a node, if it has one. An inbound peer's certificate must be valid for
-	// its host; without an address (or without this function) it must be valid for the one that the peer says it has. It must be quick.
+	// its host; without an address (without this function, or where a node that never had one is known by its id) it must be valid for the
+	// one that the peer says it has. It must be quick.
 	AddressOf func(node lineage.ID) (address string, ok bool)
 	// Admit decides about an inbound peer whose certificate, cluster and address are in order: nil, or why not, which the peer is told
 	// and the log says. It must be quick. nil admits all.

@@ -83,6 +83,16 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// A ledger that never had an address is known by its node id; what it says of itself counts then.
+func TestMemberWithoutAddress(t *testing.T) {
+	a := newNode(t, nil)
+	b := newNode(t, func(s *setup) { s.options.AddressOf = func(id lineage.ID) (string, bool) { return id.String(), true } })
+	b.transport(t)
+	if err := echo(a.transport(t), b); err != nil {
+		t.Error(err)
+	}
+}
+
 // The calling side looks as hard as the called one.
 func TestDialerRefuses(t *testing.T) {
 	foreign, err := devca.New("another cluster", time.Hour)
