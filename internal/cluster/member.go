@@ -78,12 +78,12 @@ func (c *Controller) admit(ctx context.Context, m membership, n candidate) error
 	if old != nil {
 		return c.move(ctx, m, *old, n)
 	}
-	if r, ok, err := c.recorded(id); err != nil {
+	if _, ok, err := c.was(id); err != nil {
 		return err
-	} else if ok && r.Action == actionRemoved {
+	} else if ok {
 		return refused("node %s was removed from this cluster and does not return under its id; start it with an empty directory, as a new node", id)
 	}
-	if err := c.canRecord(ctx); err != nil {
+	if err := c.prepare(ctx); err != nil {
 		return err
 	}
 	if err := c.translate("add "+id, c.o.Raft.AddNonvoter(ctx, id, n.address, m.index)); err != nil {
@@ -123,7 +123,7 @@ func (c *Controller) move(ctx context.Context, m membership, old consensus.Serve
 		return refused("node %s runs at %s and at %s: two processes have copies of one directory; stop one of them and start it with an empty directory",
 			old.ID, old.Address, n.address)
 	}
-	if err := c.canRecord(ctx); err != nil {
+	if err := c.prepare(ctx); err != nil {
 		return err
 	}
 	change := c.o.Raft.AddNonvoter
@@ -143,7 +143,7 @@ func (c *Controller) wish(ctx context.Context, s consensus.Server, voter bool) e
 	if c.wished(s.ID) == voter {
 		return nil
 	}
-	if err := c.canRecord(ctx); err != nil {
+	if err := c.prepare(ctx); err != nil {
 		return err
 	}
 	c.setWish(s.ID, voter)
@@ -256,7 +256,7 @@ func (c *Controller) Promote(ctx context.Context, id string) error {
 }
 
 func (c *Controller) promote(ctx context.Context, m membership, s consensus.Server, replaces string) error {
-	if err := c.canRecord(ctx); err != nil {
+	if err := c.prepare(ctx); err != nil {
 		return err
 	}
 	if err := c.translate("promote "+s.ID, c.o.Raft.AddVoter(ctx, s.ID, s.Address, m.index)); err != nil {
@@ -309,7 +309,7 @@ func (c *Controller) Demote(ctx context.Context, id string, force bool) error {
 		if err := c.mayLose(ctx, m, id, "demoting", force); err != nil {
 			return err
 		}
-		if err := c.canRecord(ctx); err != nil {
+		if err := c.prepare(ctx); err != nil {
 			return err
 		}
 		if err := c.translate("demote "+id, c.o.Raft.Demote(ctx, id, m.index)); err != nil {
@@ -331,7 +331,7 @@ func (c *Controller) Remove(ctx context.Context, id string, force bool) error {
 func (c *Controller) remove(ctx context.Context, m membership, id string, force bool) error {
 	s := m.find(id)
 	if s == nil {
-		if r, ok, err := c.recorded(id); err != nil || ok && r.Action == actionRemoved {
+		if _, ok, err := c.was(id); err != nil || ok {
 			return err
 		}
 		return noMember(m, id)
@@ -341,7 +341,7 @@ func (c *Controller) remove(ctx context.Context, m membership, id string, force 
 			return err
 		}
 	}
-	if err := c.canRecord(ctx); err != nil {
+	if err := c.prepare(ctx); err != nil {
 		return err
 	}
 	if err := c.translate("remove "+id, c.o.Raft.Remove(ctx, id, m.index)); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/ledger"
@@ -71,8 +72,28 @@ func (c *Controller) write(ctx context.Context, r Record) error {
 	return c.o.Recorder.RecordControl(ctx, lineage.ControlMember, by.Principal, by.Authn, document)
 }
 
-// canRecord makes sure that the version in use has member entries: a ledger that was begun by an older program has to be raised first.
-func (c *Controller) canRecord(ctx context.Context) error {
+// prepare comes before every change. The version in use must have member entries: a ledger that was begun by an older program has to be raised
+// first. And the membership as it is must be recorded, so that who is removed by the change is known to have been a member.
+func (c *Controller) prepare(ctx context.Context) error {
+	if err := c.prepareVersion(ctx); err != nil {
+		return err
+	}
+	_, err := c.observe(ctx)
+	return err
+}
+
+// observe records the membership if no record speaks of it, and returns the index of the newest that is recorded then. The token of a change is
+// held, so that none is between its making and its record.
+func (c *Controller) observe(ctx context.Context) (index uint64, err error) {
+	m := c.membership()
+	err = c.o.History.Records(func(r Record) bool { index = r.ConfigurationIndex; return false })
+	if err != nil || index >= m.index {
+		return index, err
+	}
+	return m.index, c.write(ctx, Record{Action: actionObserved})
+}
+
+func (c *Controller) prepareVersion(ctx context.Context) error {
 	if c.o.History.CommandVersion() >= memberVersion {
 		return nil
 	}
@@ -85,16 +106,16 @@ func (c *Controller) canRecord(ctx context.Context) error {
 	return nil
 }
 
-// recorded returns the newest record about a node.
-func (c *Controller) recorded(id string) (Record, bool, error) {
-	var found Record
-	err := c.o.History.Records(func(r Record) bool {
-		if r.NodeID == id {
-			found = r
+// was returns what a node that is no member was when it was one, as far as the records say: the memberships in them, because the record of the
+// removal itself may be missing.
+func (c *Controller) was(id string) (member RecordedMember, ok bool, err error) {
+	err = c.o.History.Records(func(r Record) bool {
+		if i := slices.IndexFunc(r.Members, func(m RecordedMember) bool { return m.NodeID == id }); i >= 0 {
+			member, ok = r.Members[i], true
 		}
-		return found.NodeID == ""
+		return !ok
 	})
-	return found, found.NodeID != "", err
+	return member, ok, err
 }
 
 // scanEntries is how many entries are read at a time, going backwards.

@@ -42,11 +42,11 @@ func (r *replacement) begin(ctx context.Context) error {
 	return r.c.change(ctx, func(m membership) error {
 		old := m.find(r.dead)
 		if old == nil {
-			was, ok, err := r.c.recorded(r.dead)
+			was, ok, err := r.c.was(r.dead)
 			if err != nil {
 				return err
 			}
-			if !ok || was.Action != actionRemoved {
+			if !ok {
 				return noMember(m, r.dead)
 			}
 			r.voter = was.Voter

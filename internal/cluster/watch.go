@@ -306,7 +306,7 @@ func (c *Controller) checkOwnAddress(ctx context.Context, m membership) {
 		if other := m.at(c.o.Address); other != nil {
 			return refused("this node advertises %s, which is the address of %s", c.o.Address, other.ID)
 		}
-		if err := c.canRecord(ctx); err != nil {
+		if err := c.prepare(ctx); err != nil {
 			return err
 		}
 		if err := c.translate("move "+c.o.NodeID, c.o.Raft.AddVoter(ctx, c.o.NodeID, c.o.Address, m.index)); err != nil {
@@ -349,17 +349,12 @@ func (c *Controller) checkRecord(ctx context.Context) {
 		return
 	}
 	err := c.attempt(ctx, func(ctx context.Context, m membership) error {
-		// Under the token, so that no change is between its making and its record.
-		observed := uint64(0)
-		err := c.o.History.Records(func(r Record) bool { observed = r.ConfigurationIndex; return false })
-		if err == nil && observed < m.index {
-			if err = c.canRecord(ctx); err == nil {
-				err = c.write(ctx, Record{Action: actionObserved})
-			}
-			observed = m.index
-		}
+		err := c.prepareVersion(ctx)
 		if err == nil {
-			c.watch.observed = observed
+			c.watch.observed, err = c.observe(ctx)
+		}
+		if err != nil {
+			c.watch.observed = 0
 		}
 		return err
 	})
