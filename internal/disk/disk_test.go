@@ -262,3 +262,71 @@ func TestFreeBytes(t *testing.T) {
 		t.Error("a missing directory has space")
 	}
 }
+
+// Whoever wants to go on with a store that cannot be read back is told, by a read and by a compaction, and the process lives; nobody else
+// does. A store whose files are gone is damaged too.
+func TestDamaged(t *testing.T) {
+	for _, listens := range []bool{true, false} {
+		mem := vfs.NewMem()
+		s := open(t, mem, nil, nil)
+		set(t, s)
+		if err := s.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		names, err := mem.List("state")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if !strings.HasSuffix(name, ".sst") {
+				continue
+			}
+			f, err := mem.OpenReadWrite("state/"+name, vfs.WriteCategoryUnspecified)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte("xxxxxxxx"), 0); err != nil { // in the first block
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		told := make(chan error, 100)
+		d := newDeaths()
+		close(d.over)
+		s = open(t, mem, d, func(o *Options) {
+			if listens {
+				o.Damaged = func(err error) { told <- err }
+			}
+		})
+		if _, _, err := s.DB.Get(key); !pebble.IsCorruptionError(err) {
+			t.Errorf("read: %v", err)
+		}
+		if listens {
+			if err := <-told; !errors.Is(err, ErrDamaged) || !pebble.IsCorruptionError(err) {
+				t.Errorf("told %v", err)
+			}
+		}
+		for range maxBackgroundErrors { // as a compaction over it, which is tried again for ever
+			s.backgroundError(pebble.ErrCorruption)
+		}
+		if died := len(d.reasons) > 0; died == listens {
+			t.Errorf("somebody listens: %v; died: %v", listens, died)
+		}
+		if err := s.Abandon(); err != nil {
+			t.Error(err)
+		}
+		for _, name := range names {
+			if strings.HasSuffix(name, ".sst") {
+				if err := mem.Remove("state/" + name); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		_, err = Open(Options{FS: mem, Dir: "state", Name: "state", MemTableBytes: 1 << 20, BlockCacheBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler), Die: d.die})
+		if !errors.Is(err, ErrDamaged) {
+			t.Errorf("open without its table: %v", err)
+		}
+	}
+}
