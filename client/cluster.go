@@ -122,27 +122,55 @@ func (c *Client) TransferLeadership(ctx context.Context, id string) error {
 	return err
 }
 
+// maxStalls bounds how often in a row a replacement is taken up again without anything going on.
+const maxStalls = 5
+
 // ReplaceMember puts the running node at an address in the place of a dead member and tells progress of each step. It takes as long as the
-// new node needs to catch up: [Options.Timeout] does not count, the context's deadline does. What was done stays when it is broken off;
-// doing it again goes on.
+// new node needs to catch up: [Options.Timeout] does not count, the context's deadline does. What was done stays when it is broken off, and
+// doing it again goes on: that is what happens when a connection is lost.
 func (c *Client) ReplaceMember(ctx context.Context, id, address string, force bool, progress func(string)) error {
-	stream, err := c.cluster.ReplaceMember(ctx, &ledgerv1.ReplaceMemberRequest{NodeId: id, Address: address, Force: force})
+	req := &ledgerv1.ReplaceMemberRequest{NodeId: id, Address: address, Force: force}
+	for stalls := 0; ; stalls++ {
+		went, err := c.replace(ctx, req, progress)
+		if err == nil {
+			return nil
+		}
+		if went {
+			stalls = 0
+		}
+		v := judge(err)
+		if !v.retry || ctx.Err() != nil || stalls >= maxStalls || c.pool.wrongServer() {
+			return fmt.Errorf("replace member: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(max(v.pause, firstPause<<stalls)):
+		}
+	}
+}
+
+// replace runs one stream; went says that there was progress.
+func (c *Client) replace(ctx context.Context, req *ledgerv1.ReplaceMemberRequest, progress func(string)) (went bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.cluster.ReplaceMember(ctx, req)
 	if err != nil {
-		return fmt.Errorf("replace member: %w", err)
+		return false, err
 	}
 	for {
 		m, err := stream.Recv()
 		if err == io.EOF {
-			return fmt.Errorf("replace member: the server stopped in the middle: %w", ErrChangeUnknown)
+			return went, fmt.Errorf("the server stopped in the middle: %w", ErrChangeUnknown)
 		}
 		if err != nil {
-			return fmt.Errorf("replace member: %w", err)
+			return went, err
 		}
+		went = true
 		if progress != nil {
 			progress(m.GetProgress())
 		}
 		if m.GetDone() {
-			return nil
+			return true, nil
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -12,19 +13,33 @@ const defaultLedger = "./.ledger"
 
 // target is where a ledger is: exactly one of the two is set.
 type target struct {
-	address   string // host:port
+	address   string // host:port, or several separated by commas, in the order given
 	directory string // absolute
 }
 
+// String is the name of the ledger: that of several addresses does not depend on their order.
 func (t target) String() string {
-	if t.address != "" {
-		return t.address
+	if t.address == "" {
+		return t.directory
 	}
-	return t.directory
+	list := strings.Split(t.address, ",")
+	slices.Sort(list)
+	return strings.Join(list, ",")
+}
+
+// isAddress reports whether s is HOST:PORT.
+func isAddress(s string) bool {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return false
+	}
+	port, err := strconv.ParseUint(s[i+1:], 10, 16)
+	return err == nil && port > 0
 }
 
 // parseTarget decides what --ledger means. It must not depend on what is reachable, and a mistyped host must not become a new
-// directory, so: HOST:PORT without a path separator is an address; an existing directory, or what is written as a path, is a directory.
+// directory, so: HOST:PORT without a path separator is an address, and so are several with commas between; an existing directory, or what is
+// written as a path, is a directory.
 func parseTarget(s string) (target, error) {
 	if s == "" {
 		return target{}, usage("--ledger is empty: give HOST:PORT or a directory")
@@ -33,9 +48,16 @@ func parseTarget(s string) (target, error) {
 		return target{}, usage("--ledger %s: give HOST:PORT without a scheme (TLS is --tls-ca), or a directory", s)
 	}
 	pathLike := strings.ContainsAny(s, `/\`) || s == "." || s == ".." || strings.HasPrefix(s, ".")
-	if i := strings.LastIndexByte(s, ':'); i >= 0 && !strings.ContainsAny(s, `/\`) {
-		if port, err := strconv.ParseUint(s[i+1:], 10, 16); err == nil && port > 0 {
-			return target{address: s}, nil
+	if !strings.ContainsAny(s, `/\`) {
+		list := strings.Split(s, ",")
+		for i, a := range list {
+			list[i] = strings.TrimSpace(a)
+		}
+		if !slices.ContainsFunc(list, func(a string) bool { return !isAddress(a) }) {
+			return target{address: strings.Join(list, ",")}, nil
+		}
+		if len(list) > 1 && isAddress(list[0]) {
+			return target{}, usage("--ledger %s: not all of it is HOST:PORT", s)
 		}
 	}
 	info, err := os.Stat(s)

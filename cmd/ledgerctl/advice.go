@@ -82,7 +82,14 @@ func advice(err error) string {
 			case strings.Contains(text, "failed to verify certificate"):
 				return "The server's certificate is not trusted: --tls-ca FILE names the authority that signed it."
 			}
+			if strings.Contains(err.Error(), "there is no leader") {
+				return "The cluster has no leader. `ledgerctl cluster status` shows which voters are missing."
+			}
 			return "Is ledgerd running there? Start one with `ledgerd`, or use a directory: --ledger ./.ledger needs no daemon."
+		case codes.FailedPrecondition:
+			if strings.Contains(err.Error(), "this node is behind") {
+				return "The node has fewer entries than asked for. Try again, or name the other nodes too: --ledger HOST:PORT,HOST:PORT."
+			}
 		case codes.AlreadyExists:
 			return "That event id was recorded before with other content. An id is for one event: choose a new one."
 		}

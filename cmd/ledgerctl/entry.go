@@ -82,7 +82,7 @@ text are shown as such, others by size (-o json has their bytes in base64).`,
 	list.Flags().Uint64Var(&first, "from", 0, "first `INDEX`")
 	list.Flags().Uint64Var(&end, "to", 0, "`INDEX` after the last (0: all)")
 	list.Flags().IntVar(&limit, "last", listDefault, "without --from: how many (`N`)")
-	c.AddCommand(get, list)
+	c.AddCommand(withFreshness(get), withFreshness(list))
 	return c
 }
 

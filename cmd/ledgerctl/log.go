@@ -39,7 +39,7 @@ func (a *app) logCommand() *cobra.Command {
 				return a.printLogs([]*client.Log{l}, true)
 			})
 		},
-	}, &cobra.Command{
+	}, withFreshness(&cobra.Command{
 		Use:     "list",
 		Short:   "List the logs",
 		Example: "  ledgerctl log list -o json",
@@ -56,7 +56,7 @@ func (a *app) logCommand() *cobra.Command {
 				return a.printLogs(logs, false)
 			})
 		},
-	}, &cobra.Command{
+	}), withFreshness(&cobra.Command{
 		Use:     "get NAME",
 		Short:   "Describe one log",
 		Example: "  ledgerctl log get main",
@@ -70,7 +70,7 @@ func (a *app) logCommand() *cobra.Command {
 				return a.printLogs([]*client.Log{l}, true)
 			})
 		},
-	})
+	}))
 	return c
 }
 

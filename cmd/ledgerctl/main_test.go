@@ -44,8 +44,9 @@ func TestParseTarget(t *testing.T) {
 	}
 	for in, want := range map[string]string{ // address, "/" for a directory, "" for an error
 		"localhost:7600": "localhost:7600", "127.0.0.1:7600": "127.0.0.1:7600", "[::1]:7600": "[::1]:7600", "ledger.example.org:443": "ledger.example.org:443",
+		"a:7600,b:7600": "a:7600,b:7600", "b:7600, a:7600": "b:7600,a:7600", "a:7600,b": "", "a:7600,": "", "a:7600,http://b:1": "",
 		"host:7600": "host:7600", // an address, whatever lies around
-		"./.ledger": "/", ".ledger": "/", ".": "/", "..": "/", "plain": "/", "./host:7600": "/", "a/b": "/", "/tmp/x": "/",
+		"./.ledger": "/", ".ledger": "/", ".": "/", "..": "/", "plain": "/", "./host:7600": "/", "a/b": "/", "/nowhere/x": "/",
 		"": "", "localhost": "", "nowhere": "", "host:0": "", "host:99999": "", "host:http": "", "http://host:1": "", "file": "", "./file": "",
 	} {
 		got, err := parseTarget(in)

@@ -117,7 +117,8 @@ func (a *app) root() *cobra.Command {
 		Long: `ledgerctl records what pipelines do in a provenance ledger, proves it, and verifies what others proved.
 
 The ledger (--ledger, or LEDGER in the environment) is
-  HOST:PORT    a ledgerd: a colon and a port number at the end, no path separator
+  HOST:PORT    a ledgerd: a colon and a port number at the end, no path separator; of a cluster any node will do, and several, separated by
+               commas, are tried in turn
   a directory  everything else: an embedded ledger, opened in this process while it is needed, no daemon. It is created if it does
                not exist; a new directory is written with a separator (./NAME), so that a mistyped host is not taken for one.
 The default is ./.ledger.
@@ -146,7 +147,7 @@ spool because the ledger could not be reached (` + "`ledgerctl record --spool`" 
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	f := root.PersistentFlags()
-	f.StringVar(&a.ledger, "ledger", envOr("LEDGER", defaultLedger), "`ADDRESS|DIRECTORY` of the ledger; env LEDGER")
+	f.StringVar(&a.ledger, "ledger", envOr("LEDGER", defaultLedger), "`ADDRESS[,ADDRESS..]|DIRECTORY` of the ledger; env LEDGER")
 	f.StringVar(&a.log, "log", envOr("LEDGER_LOG", client.DefaultLog), "`NAME` of the log; env LEDGER_LOG")
 	f.StringVarP(&a.output, "format", "o", "table", "`FORMAT` of the output: table or json")
 	f.DurationVar(&a.lockTimeout, "lock-timeout", 30*time.Second, "how long to wait for a ledger directory that another process has open")
@@ -158,8 +159,8 @@ spool because the ledger could not be reached (` + "`ledgerctl record --spool`" 
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usage("%v; see `%s --help`", err, c.CommandPath())
 	})
-	root.AddCommand(a.runCommand(), a.recordCommand(), a.proveCommand(), a.verifyCommand(), a.traceCommand(), a.logCommand(),
-		a.checkpointCommand(), a.entryCommand(), a.keyCommand(), a.certCommand(), a.quickstartCommand(), a.stageCommand(), a.versionCommand())
+	root.AddCommand(a.runCommand(), a.recordCommand(), withFreshness(a.proveCommand()), withFreshness(a.verifyCommand()), withFreshness(a.traceCommand()), a.logCommand(),
+		withFreshness(a.checkpointCommand()), a.entryCommand(), a.keyCommand(), a.certCommand(), a.clusterCommand(), a.quickstartCommand(), a.stageCommand(), a.versionCommand())
 	return root
 }
 

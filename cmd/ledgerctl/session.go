@@ -73,7 +73,7 @@ func (a *app) openTarget(ctx context.Context, to target, create bool) (*session,
 	if err != nil {
 		return nil, err
 	}
-	o := client.Options{Trust: policy, StateDir: a.stateDir, Target: to.String(), Timeout: a.timeout, AcceptNew: a.newLedger}
+	o := client.Options{Trust: policy, StateDir: a.stateDir, Target: to.String(), Timeout: a.timeout, AcceptNew: a.newLedger, Discover: true}
 	if to.directory != "" {
 		return a.openEmbedded(ctx, to.directory, create, o)
 	}

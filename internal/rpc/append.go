@@ -155,6 +155,9 @@ func (b *Backend) append(ctx context.Context, who caller, log string, messages [
 	if g.Number == ledger.SystemLog {
 		return nil, invalid("log", "the system log is written by the ledger itself")
 	}
+	if b.Ledger.Frozen(g) {
+		return nil, invalid("log", "it is of the ledger that this one succeeded, and frozen; append to its successor")
+	}
 	events := make([]*lineage.Event, len(messages))
 	for i, m := range messages {
 		if events[i], err = eventpb.ToEvent(m); err != nil {

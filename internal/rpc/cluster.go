@@ -45,7 +45,7 @@ func (c *clusterService) GetCluster(ctx context.Context, _ *ledgerv1.GetClusterR
 	if err := c.s.present(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := ours(ctx, answerMargin)
+	ctx, cancel := ours(ctx)
 	defer cancel()
 	return &ledgerv1.GetClusterResponse{Cluster: clusterMessage(c.s.o.Cluster.Overview(ctx))}, nil
 }

@@ -147,13 +147,13 @@ func TestNoLeaderInTime(t *testing.T) {
 	c.lead(-1)
 	for i, x := range c.nodes {
 		start := time.Now()
-		_, err := x.client.Append(within(t, 300*time.Millisecond), &ledgerv1.AppendRequest{Event: event(i)})
+		_, err := x.client.Append(within(t, 2*time.Second), &ledgerv1.AppendRequest{Event: event(i)})
 		reason, _, retry := detail(err)
 		if status.Code(err) != codes.Unavailable || reason != "NOT_APPLIED" || retry <= 0 {
 			t.Errorf("node %d: %v, reason %q, retry %v", i, err, reason, retry)
 		}
-		if took := time.Since(start); took < 200*time.Millisecond {
-			t.Errorf("node %d gave up after %v of 300 ms", i, took)
+		if took := time.Since(start); took < time.Second {
+			t.Errorf("node %d gave up after %v of 2 s", i, took)
 		}
 	}
 	if c.lead(0); size(t, c.nodes[0]) != 1 {
@@ -194,7 +194,7 @@ func TestUnknownOutcome(t *testing.T) {
 	for i, x := range c.nodes {
 		c.lead(0)
 		e := event(i)
-		_, err := x.client.Append(within(t, 500*time.Millisecond), &ledgerv1.AppendRequest{Event: e})
+		_, err := x.client.Append(within(t, 2*time.Second), &ledgerv1.AppendRequest{Event: e})
 		if reason, _, _ := detail(err); status.Code(err) != codes.Unavailable || reason != "UNKNOWN_OUTCOME" {
 			t.Errorf("node %d: %v, reason %q", i, err, reason)
 		}
@@ -213,7 +213,7 @@ func TestUnknownOutcome(t *testing.T) {
 func TestUnreachableLeader(t *testing.T) {
 	c := newToy(t, 2, nil)
 	c.nodes[0].server.Stop()
-	_, err := c.nodes[1].client.Append(within(t, 500*time.Millisecond), &ledgerv1.AppendRequest{Event: event(1)})
+	_, err := c.nodes[1].client.Append(within(t, 2*time.Second), &ledgerv1.AppendRequest{Event: event(1)})
 	reason, md, _ := detail(err)
 	if status.Code(err) != codes.Unavailable || reason != "NOT_APPLIED" || md["leader"] != c.nodes[0].address {
 		t.Errorf("%v, reason %q, leader %q", err, reason, md["leader"])
@@ -279,13 +279,13 @@ func TestNoLoops(t *testing.T) {
 			return false, other.conn, other.address
 		}}
 	})
-	_, err := x.nodes[0].client.Append(within(t, 500*time.Millisecond), &ledgerv1.AppendRequest{Event: event(1)})
+	_, err := x.nodes[0].client.Append(within(t, 2*time.Second), &ledgerv1.AppendRequest{Event: event(1)})
 	reason, md, _ := detail(err)
 	if status.Code(err) != codes.Unavailable || reason != "NOT_APPLIED" || md["leader"] == "" {
 		t.Errorf("%v, reason %q, %v", err, reason, md)
 	}
-	if n := passed.Load(); n > 40 {
-		t.Errorf("asked who leads %d times in half a second", n)
+	if n := passed.Load(); n > 100 {
+		t.Errorf("asked who leads %d times in two seconds", n)
 	}
 }
 
@@ -343,7 +343,7 @@ func TestConsistency(t *testing.T) {
 		code         codes.Code
 		reason       string
 	}{"min_size": {20, false, codes.FailedPrecondition, "BEHIND"}, "linearizable": {0, true, codes.Unavailable, "NOT_APPLIED"}} {
-		_, err := checkpoint(x.min, x.linearizable, 400*time.Millisecond)
+		_, err := checkpoint(x.min, x.linearizable, 1500*time.Millisecond)
 		reason, md, _ := detail(err)
 		if status.Code(err) != x.code || reason != x.reason {
 			t.Errorf("%s while lagging: %v, reason %q", name, err, reason)
@@ -368,6 +368,10 @@ func TestConsistency(t *testing.T) {
 	_, err := checkpoint(1000, false, 10*time.Second)
 	if reason, _, _ := detail(err); reason != "BEHIND" || time.Since(start) > time.Second {
 		t.Errorf("more than there is: %v after %v", err, time.Since(start))
+	}
+	_, err = follower.client.GetLog(t.Context(), &ledgerv1.GetLogRequest{Name: "nobody"})
+	if _, md, _ := detail(err); md["tree_size"] != "3" || !strings.Contains(err.Error(), "at size 3 of the log system") {
+		t.Errorf("%v, metadata %v", err, md)
 	}
 	// An absence is an absence at a size.
 	_, err = follower.client.GetReceipt(t.Context(), &ledgerv1.GetReceiptRequest{Entry: &ledgerv1.EntrySelector{By: &ledgerv1.EntrySelector_Index{Index: 500}}})
@@ -485,12 +489,12 @@ func TestNoBackend(t *testing.T) {
 		t.Errorf("watch: %v, reason %q", err, reason)
 	}
 	c.lead(-1)
-	_, err = x.client.GetCheckpoint(within(t, 300*time.Millisecond), &ledgerv1.GetCheckpointRequest{})
+	_, err = x.client.GetCheckpoint(within(t, 2*time.Second), &ledgerv1.GetCheckpointRequest{})
 	if reason, _, _ := detail(err); status.Code(err) != codes.Unavailable || reason != "NOT_APPLIED" {
 		t.Errorf("checkpoint without a leader: %v, reason %q", err, reason)
 	}
 	c.lead(1) // this one, which has no ledger
-	_, err = c.nodes[0].client.Append(within(t, 300*time.Millisecond), &ledgerv1.AppendRequest{Event: event(1)})
+	_, err = c.nodes[0].client.Append(within(t, 2*time.Second), &ledgerv1.AppendRequest{Event: event(1)})
 	if reason, _, _ := detail(err); status.Code(err) != codes.Unavailable || reason != "NOT_APPLIED" {
 		t.Errorf("append at a leader without a ledger: %v, reason %q", err, reason)
 	}

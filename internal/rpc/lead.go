@@ -27,8 +27,11 @@ const (
 	// leader cannot play ball with it.
 	forwardedKey = "provledger-forwarded"
 
-	// answerMargin is what is kept of a caller's deadline to tell how the call ended: an outcome that arrives too late tells nobody.
-	answerMargin = 20 * time.Millisecond
+	// answerShare of a caller's deadline, between answerMargin and maxAnswerMargin, is kept to tell how the call ended: an outcome that
+	// arrives too late tells nobody, and a node that is busy needs a moment to say it.
+	answerShare     = 20
+	answerMargin    = 20 * time.Millisecond
+	maxAnswerMargin = 250 * time.Millisecond
 	// hopMargin is how much less time the leader gets than this node has.
 	hopMargin = 5 * time.Millisecond
 	// attemptTimeout bounds one attempt at the leader: one that hangs, and is leader still for all that this node knows, costs one attempt
@@ -117,12 +120,13 @@ func forwarded(ctx context.Context) bool {
 }
 
 // ours returns a context that ends in time for the caller to hear of it.
-func ours(ctx context.Context, margin time.Duration) (context.Context, context.CancelFunc) {
+func ours(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return ctx, func() {}
 	}
-	return context.WithDeadline(ctx, deadline.Add(-min(margin, time.Until(deadline)/4)))
+	left := time.Until(deadline)
+	return context.WithDeadline(ctx, deadline.Add(-min(max(left/answerShare, answerMargin), maxAnswerMargin, left/4)))
 }
 
 // leading is a change that the leader makes.
@@ -149,7 +153,7 @@ func lead[R any](ctx context.Context, s *Service, c leading[R]) (resp R, unsure 
 		return resp, false, err
 	}
 	caller := ctx
-	ctx, cancel := ours(ctx, answerMargin)
+	ctx, cancel := ours(ctx)
 	defer cancel()
 	known, hint := sequencer.ErrNotApplied, ""
 	last := errors.New("there is no leader")
@@ -212,7 +216,7 @@ func leadHere[R any](ctx context.Context, s *Service, c leading[R]) (resp R, err
 	if err != nil || !local {
 		return resp, annotate(fmt.Errorf("%w: this node does not lead", sequencer.ErrNotApplied), "leader", hint)
 	}
-	ctx, cancel = ours(ctx, answerMargin)
+	ctx, cancel = ours(ctx)
 	defer cancel()
 	return c.local(ctx)
 }
@@ -257,8 +261,10 @@ func pause(ctx context.Context, n int) bool {
 func attempt[R any](ctx context.Context, s *Service, cc grpc.ClientConnInterface, f func(context.Context, grpc.ClientConnInterface) (R, error)) (R, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ctx, cancelHop := ours(ctx, hopMargin)
-	defer cancelHop()
+	if deadline, ok := ctx.Deadline(); ok {
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-min(hopMargin, time.Until(deadline)/4)))
+		defer cancel()
+	}
 	var mu sync.Mutex // t is set before look uses it
 	var t *time.Timer
 	look := func() {

@@ -73,7 +73,7 @@ func (s *Service) learn(ctx context.Context, name string) {
 	defer release()
 	ctx, cancel := context.WithTimeout(ctx, learnTimeout)
 	defer cancel()
-	ctx, cancelOurs := ours(ctx, answerMargin)
+	ctx, cancelOurs := ours(ctx)
 	defer cancelOurs()
 	_ = b.waitSize(ctx, name, 1) // the log is there either way
 }

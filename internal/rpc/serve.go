@@ -56,7 +56,7 @@ func answer[Q readRequest, R any, P interface {
 	if err == nil || !incapable(err) || s.o.Router == nil || forwarded(ctx) {
 		return resp, err
 	}
-	short, cancel := ours(ctx, answerMargin)
+	short, cancel := ours(ctx)
 	defer cancel()
 	short, cancelShort := context.WithTimeout(short, insteadTimeout)
 	isLocal, cc, hint, e := s.o.Router.Leader(short)
@@ -88,6 +88,7 @@ func localAnswer[Q readRequest, P proto.Message](ctx context.Context, s *Service
 	if _, scan := any(r).(*ledgerv1.FindEntriesRequest); scan {
 		slots = s.scans
 	}
+	system := b.sizeOf(ledger.SystemName) // before looking
 	done, err := take(ctx, slots)
 	if err != nil {
 		return none, ended(ctx, err)
@@ -95,7 +96,11 @@ func localAnswer[Q readRequest, P proto.Message](ctx context.Context, s *Service
 	defer done()
 	resp, err := local(b, ctx, r)
 	if errors.Is(err, ledger.ErrNotFound) {
-		err = annotate(fmt.Errorf("%w (at tree size %d)", err, size), "tree_size", strconv.FormatUint(size, 10))
+		text := "at tree size %d"
+		if size == 0 { // there is no such log; every log is an entry of this one
+			text, size = "at size %d of the log "+ledger.SystemName, system
+		}
+		err = annotate(fmt.Errorf("%w ("+text+")", err, size), "tree_size", strconv.FormatUint(size, 10))
 	}
 	return resp, ended(ctx, err)
 }
@@ -146,7 +151,7 @@ func (b *Backend) sizeOf(log string) uint64 {
 // catchUp waits until a log has a size that the caller has seen. Whatever was acknowledged is below the fence; so a log that is smaller
 // there as well lost entries, or never had them, and waiting longer is no use.
 func (s *Service) catchUp(ctx context.Context, b *Backend, log string, want uint64) (uint64, error) {
-	ctx, cancel := ours(ctx, answerMargin)
+	ctx, cancel := ours(ctx)
 	defer cancel()
 	if s.o.Router != nil {
 		ctx, cancel := context.WithTimeout(ctx, maxSizeWait)
@@ -194,7 +199,7 @@ func (s *Service) fence(ctx context.Context) error {
 	if s.o.Router == nil {
 		return nil
 	}
-	ctx, cancel := ours(ctx, answerMargin)
+	ctx, cancel := ours(ctx)
 	defer cancel()
 	index, err := s.o.Router.ReadIndex(ctx)
 	if err == nil {
