@@ -146,18 +146,31 @@ var table = map[string]row{
 		job: "serves tiles, health and metrics over HTTP",
 		not: []string{pebble, raft, grpc, protobuf},
 	},
+	"internal/recovery": {
+		job: "makes a stopped survivor the only voter of a cluster that has lost its majority",
+		may: []string{"internal/consensus", "internal/raftlog", "internal/ledger", "internal/merkle", "internal/checkpoint", "internal/signer", "client/lineage"},
+		not: []string{raft, pebble, grpc, protobuf, network},
+	},
+	"internal/backup": {
+		job: "turns the history of a ledger into plain files and back; it reads a ledger as any client does",
+		may: []string{
+			"client", "client/lineage", "client/receipt", "internal/ledger", "internal/merkle", "internal/checkpoint", "internal/signer", "internal/consensus",
+			"internal/raftlog", "internal/recovery",
+		},
+		not: []string{raft, pebble, grpc, protobuf, network},
+	},
 	"internal/node": {
 		job: "assembles a node, and is the only package that knows all",
 		may: []string{"internal/...", "client/lineage", "proto/ledger/v1"},
 	},
 	"cmd/ledgerd": {
 		job: "reads flags, config and signals, and has the exit code; `inspect` looks into a directory offline",
-		may: []string{"internal/node", "internal/httpapi", "internal/ledger", "internal/disk", "internal/raftlog", "internal/merkle", "client/lineage"},
+		may: []string{"internal/node", "internal/httpapi", "internal/ledger", "internal/disk", "internal/raftlog", "internal/merkle", "internal/recovery", "internal/signer", "internal/tlsfile", "client/lineage"},
 		not: []string{raft, protobuf},
 	},
 	"cmd/ledgerctl": {
 		job: "is one verb a file over the public client; embedded.go, and only it, opens a node in process",
-		may: []string{"client/...", "cmd/ledgerctl/...", "proto/ledger/v1", "internal/node", "internal/devca", "internal/tlsfile"},
+		may: []string{"client/...", "cmd/ledgerctl/...", "proto/ledger/v1", "internal/node", "internal/backup", "internal/devca", "internal/tlsfile"},
 		not: []string{raft, pebble},
 	},
 	"cmd/ledgerctl/wdbc": {
@@ -313,6 +326,8 @@ func TestThirdPartyBans(t *testing.T) {
 var doors = map[string][]string{
 	"cmd/ledgerctl/embedded.go": {"internal/node"},
 	"cmd/ledgerctl/cert.go":     {"internal/devca", "internal/tlsfile"},
+	"cmd/ledgerctl/backup.go":   {"internal/backup"},
+	"cmd/ledgerctl/restore.go":  {"internal/backup"},
 }
 
 // ledgerctl is a client: the one door to a node in process is embedded.go, so that a build without it is a remote-only tool.
