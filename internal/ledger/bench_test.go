@@ -163,3 +163,51 @@ func BenchmarkRead(b *testing.B) {
 		return err
 	})
 }
+
+// BenchmarkStage is what a catch-up does with what it has fetched: check, hash, extend the tree, write; the reading side is apart.
+func BenchmarkStage(b *testing.B) {
+	const entries = 200 * benchCommand
+	from := newBencher(b)
+	defer mustClose(b, from.l)
+	for from.head.Size < entries {
+		from.apply(from.command(benchCommand))
+	}
+	e, err := from.l.Export()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("Chunks", func(b *testing.B) {
+		for b.Loop() {
+			if err := from.l.Chunks(MainLog, 0, entries, func(Chunk) error { return nil }); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*entries), "us/event")
+	})
+	b.Run("Put", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			o := testOptions(vfs.Default)
+			o.Dir, o.MemTableBytes, o.BlockCacheBytes = b.TempDir(), 64<<20, 128<<20
+			to := mustOpen(b, o)
+			stage := mustStage(b, to, e)
+			for _, m := range stage.Missing() {
+				all := chunksOf(b, from.l, m.Log, m.First, m.End)
+				b.StartTimer()
+				for i, c := range all {
+					err := stage.Put(m.Log, c)
+					if err == nil && (i%256 == 255 || i == len(all)-1) {
+						err = stage.Keep(m.Log)
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.StopTimer()
+			}
+			mustClose(b, to)
+			b.StartTimer()
+		}
+		b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*entries), "us/event")
+	})
+}
