@@ -3,14 +3,19 @@ package node
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/cluster"
 	"github.com/provledger/provledger/internal/consensus"
+	"github.com/provledger/provledger/internal/peer"
 	"github.com/provledger/provledger/internal/peerapi"
 	"github.com/provledger/provledger/internal/rpc"
+	nodev1 "github.com/provledger/provledger/proto/ledgernode/v1"
 )
 
 // openControl makes what changes and shows the membership. It works from the moment that this node is a member.
@@ -84,11 +89,37 @@ func (r recorder) RaiseVersion(ctx context.Context) error { return r.n.Sequencer
 
 // peerServer returns the gRPC server of the peer port: what nodes ask of each other, and the ledger's own services for calls that are passed on.
 func (n *Node) peerServer(creds grpc.ServerOption) *grpc.Server {
-	options := append(rpc.ServerOptions(n.c.Logger, n.rpcMetrics), peerapi.ServerOptions()...)
-	s := grpc.NewServer(append(options, creds)...)
+	options := []grpc.ServerOption{
+		creds,
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			if err := n.mayPassOn(ctx, info.FullMethod); err != nil {
+				return nil, err
+			}
+			return next(ctx, req)
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			if err := n.mayPassOn(ss.Context(), info.FullMethod); err != nil {
+				return err
+			}
+			return next(srv, ss)
+		}),
+	}
+	options = append(options, rpc.ServerOptions(n.c.Logger, n.rpcMetrics)...)
+	s := grpc.NewServer(append(options, peerapi.ServerOptions()...)...)
 	peerapi.Register(s, backend{n})
 	n.service.Register(s)
 	return s
+}
+
+// mayPassOn admits calls of the ledger's services from members only: whoever has a certificate may ask to join, and peerapi sees to that.
+func (n *Node) mayPassOn(ctx context.Context, method string) error {
+	if strings.HasPrefix(method, "/"+nodev1.NodeService_ServiceDesc.ServiceName+"/") {
+		return nil
+	}
+	if r, ok := peer.From(ctx); ok && (backend{n}).Member(r) {
+		return nil
+	}
+	return status.Error(codes.PermissionDenied, "only members of the cluster pass calls on; clients use the API port")
 }
 
 // controls is the controller as rpc sees it: asked only when the service serves, and then it is there.
