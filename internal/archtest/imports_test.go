@@ -170,7 +170,7 @@ var table = map[string]row{
 	},
 	"cmd/ledgerctl": {
 		job: "is one verb a file over the public client; embedded.go, and only it, opens a node in process",
-		may: []string{"client/...", "cmd/ledgerctl/...", "proto/ledger/v1", "internal/node", "internal/backup", "internal/devca", "internal/tlsfile"},
+		may: []string{"client/...", "cmd/ledgerctl/...", "proto/ledger/v1", "internal/node", "internal/backup", "internal/devca", "internal/localcluster", "internal/tlsfile"},
 		not: []string{raft, pebble},
 	},
 	"cmd/ledgerctl/wdbc": {
@@ -187,9 +187,10 @@ var table = map[string]row{
 		may: []string{"internal/sequencer"},
 		not: []string{pebble, raft, protobuf},
 	},
-	"internal/archtest":   {job: "holds tests only"},
-	"internal/deploytest": {job: "holds tests only"},
-	"internal/e2e":        {job: "holds tests only"},
+	"internal/archtest":    {job: "holds tests only"},
+	"internal/deploytest":  {job: "holds tests only"},
+	"internal/clustertest": {job: "holds tests only"},
+	"internal/e2e":         {job: "holds tests only"},
 }
 
 // onlyIn says which packages of ours may import a module of others at all, in non-test code, and why not everybody.
@@ -324,10 +325,11 @@ func TestThirdPartyBans(t *testing.T) {
 
 // doors are the files of ledgerctl that may import from internal/, and what.
 var doors = map[string][]string{
-	"cmd/ledgerctl/embedded.go": {"internal/node"},
-	"cmd/ledgerctl/cert.go":     {"internal/devca", "internal/tlsfile"},
-	"cmd/ledgerctl/backup.go":   {"internal/backup"},
-	"cmd/ledgerctl/restore.go":  {"internal/backup"},
+	"cmd/ledgerctl/embedded.go":     {"internal/node"},
+	"cmd/ledgerctl/cert.go":         {"internal/devca", "internal/tlsfile"},
+	"cmd/ledgerctl/clusterlocal.go": {"internal/localcluster"},
+	"cmd/ledgerctl/backup.go":       {"internal/backup"},
+	"cmd/ledgerctl/restore.go":      {"internal/backup"},
 }
 
 // ledgerctl is a client: the one door to a node in process is embedded.go, so that a build without it is a remote-only tool.
