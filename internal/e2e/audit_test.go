@@ -176,8 +176,9 @@ func (a *auditor) resend(conn *grpc.ClientConn, ops []*op) {
 			if duplicates != 0 && duplicates != len(o.events) {
 				a.t.Errorf("S9: of a batch of %d events %d had been recorded", len(o.events), duplicates)
 			}
-			if duplicates == 0 {
-				o.invoked, o.returned = a.h.now(), a.h.now() // it happened now
+			// Nobody was told before now; and if it was not a duplicate, it happened now.
+			if o.returned = a.h.now(); duplicates == 0 {
+				o.invoked = o.returned
 			}
 			o.outcome, o.note, o.size = acknowledged, resp.Checkpoint, resp.TreeSize
 			continue

@@ -71,6 +71,13 @@ func (h *history) add(o *op) {
 	}
 }
 
+// sentAt says that an append is another attempt of one that was first sent earlier: its answer may be about that.
+func (h *history) sentAt(o *op, first time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	o.invoked = first
+}
+
 func (h *history) sawCheckpoint(note []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
