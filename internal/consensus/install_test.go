@@ -340,3 +340,40 @@ func TestInstallAnswers(t *testing.T) {
 		}
 	})
 }
+
+// What a node catches up to lies beyond the leader's durable position, which is all that the leader names, and below the entries
+// that it sends next. The leader goes on with the node at once, though it has asked in vain for a while.
+func TestCaughtUpBeyondTheLeadersDurablePosition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster()
+		c.segmented = true
+		c.found(t, "n1", "n2", "n3")
+		for _, id := range []string{"n1", "n2", "n3"} {
+			c.open(t, id)
+		}
+		leader, _, behind := leaveBehind(t, c)
+		l, n := c.nodes[leader], c.nodes[behind]
+		for i := range 40 {
+			l.propose(t, command(20+i))
+		}
+		c.connect(behind)
+		time.Sleep(53 * time.Second) // raft by itself would try after 51 and 61 seconds
+		c.stop(t, behind)
+		n.toy = copyOf(l.toy)
+		at, _ := n.toy.Durable()
+		if d, _ := l.toy.Durable(); d.Index+2*DefaultMaxAppendEntries > at.Index {
+			t.Fatalf("the leader's durable index is %d, the node's %d: this test tests nothing", d.Index, at.Index)
+		}
+		if err := ResetLog(n.segments.Store, at); err != nil {
+			t.Fatal(err)
+		}
+		l.propose(t, "b")
+		c.open(t, behind)
+		began := time.Now()
+		want := l.toy.commands()
+		eventually(t, "the node has what came after", func() bool { return slices.Equal(n.toy.commands(), want) })
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("the leader went on after %v", took)
+		}
+	})
+}
