@@ -161,7 +161,7 @@ var table = map[string]row{
 	},
 	"internal/node": {
 		job: "assembles a node, and is the only package that knows all",
-		may: []string{"internal/...", "client/lineage", "proto/ledger/v1"},
+		may: []string{"internal/...", "client/lineage", "proto/ledger/v1", "proto/ledgernode/v1"},
 	},
 	"cmd/ledgerd": {
 		job: "reads flags, config and signals, and has the exit code; `inspect` looks into a directory offline",
