@@ -12,7 +12,7 @@ import (
 )
 
 // passOn codes requests as usual and leaves answers as they are: what the leader has encoded goes to the client byte for byte. Decoding
-// and encoding the answer to a batch of a thousand events again would cost this node as much as the rest of the call.
+// and encoding it again costs 0.7 us an event of a batch and six allocations (BenchmarkPassOn).
 type passOn struct{}
 
 // Name implements encoding.CodecV2: to the other side it is plain protobuf.
