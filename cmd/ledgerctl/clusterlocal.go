@@ -10,12 +10,14 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/provledger/provledger/client"
 	"github.com/provledger/provledger/internal/localcluster"
 )
 
@@ -150,7 +152,46 @@ func (a *app) startLocal(ctx context.Context, c *localcluster.Cluster) ([]*local
 	}
 	ctx, cancel := context.WithTimeout(ctx, localStart)
 	defer cancel()
-	return processes, c.Await(ctx, processes)
+	if err := c.Await(ctx, processes); err != nil {
+		return processes, err
+	}
+	return processes, awaitMembers(ctx, c)
+}
+
+// awaitMembers waits until there is a leader and every node is what it is to become: one that joined votes only after it has kept up for a
+// while, and until then its vote is missing when another one ends.
+func awaitMembers(ctx context.Context, c *localcluster.Cluster) error {
+	for saw := "nothing"; ; {
+		for _, n := range c.Nodes() {
+			x, err := askLocal(ctx, n)
+			switch {
+			case err != nil:
+				saw = err.Error()
+			case x.Leader == "" || x.Leader != x.AnsweredBy: // only the leader knows who is to become what
+				saw = n.Name + " does not lead"
+			case slices.ContainsFunc(x.Members, func(m client.Member) bool { return m.BecomesVoter && !m.Voter }):
+				saw = "a node does not vote yet"
+			default:
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the nodes run, and are no cluster yet: %w; last seen: %s", ctx.Err(), saw)
+		case <-time.After(localWatch):
+		}
+	}
+}
+
+func askLocal(ctx context.Context, n localcluster.Node) (*client.Cluster, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	k, err := client.Dial(n.GRPC, client.Options{StateDir: "-"})
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	return k.Cluster(ctx)
 }
 
 func started(processes []*localcluster.Process) (nodes []localcluster.Node) {
