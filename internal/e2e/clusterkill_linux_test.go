@@ -13,6 +13,7 @@ func span(r *rand.Rand, from, to time.Duration) time.Duration {
 // TestClusterKill kills nodes of a cluster at random moments under load, mostly the leader, at times while the last one is still coming
 // back, and audits every node from outside.
 func TestClusterKill(t *testing.T) {
+	t.Parallel()
 	r := dice(t)
 	c := newCluster(t, r, clusterOptions{nodes: 3})
 	h := newHistory()
@@ -39,6 +40,7 @@ func TestClusterKill(t *testing.T) {
 
 // TestClusterKillAll kills all nodes at once, as a power cut in the rack does. What was acknowledged is on the disks.
 func TestClusterKillAll(t *testing.T) {
+	t.Parallel()
 	r := dice(t)
 	c := newCluster(t, r, clusterOptions{nodes: 3})
 	h := newHistory()
@@ -62,6 +64,7 @@ func TestClusterKillAll(t *testing.T) {
 // TestClusterPause stops the leader's process where it stands. The others elect another one and go on; when the old one wakes up it believes
 // that it leads, and must not answer a linearizable read from what it has (S7).
 func TestClusterPause(t *testing.T) {
+	t.Parallel()
 	r := dice(t)
 	c := newCluster(t, r, clusterOptions{nodes: 3})
 	h := newHistory()
@@ -86,6 +89,7 @@ func TestClusterPause(t *testing.T) {
 
 // TestClusterRollingRestart restarts all nodes one after the other under load: what a client that tries again sends is recorded, all of it.
 func TestClusterRollingRestart(t *testing.T) {
+	t.Parallel()
 	r := dice(t)
 	c := newCluster(t, r, clusterOptions{nodes: 3})
 	h := newHistory()

@@ -9,6 +9,7 @@ import (
 // TestClusterPartitions breaks links under load: the leader alone, a follower alone, links that work in one direction only, that flap,
 // that are slow, that are reset, and that change bytes. Nothing may be lost or shown stale, and the cluster works again afterwards.
 func TestClusterPartitions(t *testing.T) {
+	t.Parallel()
 	r := dice(t)
 	c := newCluster(t, r, clusterOptions{nodes: 3})
 	h := newHistory()
@@ -98,6 +99,7 @@ func (c *cluster) progress(h *history, r *rand.Rand, at int, what string) {
 
 // TestClusterLosesPackets is a partition as between machines: packets are gone, connections hang, nothing says so.
 func TestClusterLosesPackets(t *testing.T) {
+	t.Parallel()
 	r := dice(t)
 	c := newCluster(t, r, clusterOptions{nodes: 3, spaces: true})
 	h := newHistory()

@@ -37,7 +37,7 @@ func (c *cluster) traffic(h *history, seed uint64) *traffic {
 	w := &traffic{c: c, h: h}
 	var ctx context.Context
 	ctx, w.cancel = context.WithCancel(context.Background())
-	c.t.Cleanup(w.cancel)
+	c.t.Cleanup(w.stop) // a test that fails ends it too
 	for i, f := range []func(context.Context, *rand.Rand){w.appendSingly, w.appendBatches, w.readFenced, w.readInSession, w.readOwn} {
 		r := rand.New(rand.NewPCG(seed, uint64(i)))
 		w.wg.Go(func() {

@@ -23,6 +23,7 @@ type localNodes struct {
 // TestClusterLocal does what somebody does who tries a cluster out: start one, record, kill a node, record, start it again, add one, stop
 // all, and go on another day.
 func TestClusterLocal(t *testing.T) {
+	t.Parallel()
 	work := t.TempDir()
 	env := []string{"LEDGER_STATE_DIR=" + t.TempDir()}
 	local := func(args ...string) localNodes {
@@ -80,6 +81,7 @@ func TestClusterLocal(t *testing.T) {
 
 // TestClusterLocalForeground: Ctrl-C takes everything down, and what a node does on the way is shown.
 func TestClusterLocalForeground(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "try")
 	out := new(output)
 	cmd := exec.Command(ledgerctl, "cluster", "local", dir)

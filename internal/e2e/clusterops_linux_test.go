@@ -19,6 +19,7 @@ import (
 // TestClusterCertificates replaces all certificates, then the authority itself, while the cluster records. Connections that are there may
 // stay; those that are made anew use what is there now, and what the old authority signed is worth nothing at the end.
 func TestClusterCertificates(t *testing.T) {
+	t.Parallel()
 	r := dice(t)
 	c := newCluster(t, r, clusterOptions{nodes: 3})
 	h := newHistory()
@@ -83,6 +84,7 @@ func TestClusterCertificates(t *testing.T) {
 // TestClusterStrangers has strangers at the peer port: they scan it, say nonsense, stall in the middle of a handshake and hold what they
 // got. The cluster goes on, and each of them costs next to nothing.
 func TestClusterStrangers(t *testing.T) {
+	t.Parallel()
 	r := dice(t)
 	c := newCluster(t, r, clusterOptions{nodes: 3})
 	h := newHistory()
@@ -161,6 +163,7 @@ func resident(t *testing.T, pid int) int64 {
 // TestClusterDiskFull fills the disk of the leader, then of a follower, under load, to the last byte. Appends may be refused meanwhile, and
 // a process may end; nothing is lost, and with space it goes on by itself or by a restart.
 func TestClusterDiskFull(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("needs a gigabyte of memory for a file system")
 	}

@@ -68,11 +68,13 @@ func (c *cluster) probe(h *history, r *rand.Rand, nodes []int) (stop func() time
 			last = time.Now()
 		}
 	}()
-	return func() time.Duration {
+	stop = sync.OnceValue(func() time.Duration {
 		close(over)
 		<-done
 		return longest
-	}
+	})
+	c.t.Cleanup(func() { stop() }) // a test that fails ends it too
+	return stop
 }
 
 // persist has two producers send event after event, each until it is acknowledged, until stop. It wants none to be left over.
@@ -88,10 +90,12 @@ func (c *cluster) persist(h *history, seed uint64) (stop func()) {
 			}
 		})
 	}
-	return func() {
+	stop = func() {
 		cancel()
 		wg.Wait()
 	}
+	c.t.Cleanup(stop) // a test that fails ends it too
+	return stop
 }
 
 // gaps says how long a cluster was away, in a fault that was made many times.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -27,6 +28,13 @@ const startTimeout = 60 * time.Second
 var ledgerd, ledgerctl string
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	// Tests of clusters run side by side after the others: they wait far more than they compute, for elections and promotions.
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set("3"); err != nil {
+			panic(err)
+		}
+	}
 	os.Exit(func() int {
 		bin, err := os.MkdirTemp("", "provledger-e2e-")
 		if err != nil {
