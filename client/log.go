@@ -207,14 +207,14 @@ func (c *Client) introduce(ctx context.Context, name string, places *pin) (*Log,
 	if err != nil {
 		return nil, untrusted(name, "its origin: %w", err)
 	}
-	if o.Name != name || o.Kind != lineage.LineageLog {
+	if !o.Named(name) || o.Kind != lineage.LineageLog {
 		return nil, untrusted(name, "its origin %q is that of another log", l.Origin)
 	}
 	if c.o.AcceptNew {
 		return l, nil
 	}
 	for n, origin := range places.Logs {
-		if origin != l.Origin && (n == name || ledgerOf(origin) != ledgerOf(l.Origin)) {
+		if origin != l.Origin && (n == name || !isFrozen(n) && !isFrozen(name) && ledgerOf(origin) != ledgerOf(l.Origin)) {
 			return nil, c.otherLedger(name, l.Origin, origin)
 		}
 	}
@@ -228,6 +228,9 @@ func (c *Client) otherLedger(name, got, want string) error {
 	}
 	return &UntrustedError{Log: name, Err: fmt.Errorf("%w: it is %q, it was %q%s", ErrOtherLedger, got, want, advice)}
 }
+
+// isFrozen reports whether a name is that of a log which the ledger has from its past: its origin names another cluster, rightly.
+func isFrozen(name string) bool { return strings.Contains(name, lineage.FrozenMark) }
 
 // ledgerOf returns what all origins of a ledger have in common.
 func ledgerOf(origin string) string {

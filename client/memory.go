@@ -128,7 +128,7 @@ func (m *memory) setPin(target, name, origin string) error {
 			return err
 		}
 		for n, o := range p.Logs {
-			if ledgerOf(o) != ledgerOf(origin) {
+			if !isFrozen(n) && !isFrozen(name) && ledgerOf(o) != ledgerOf(origin) {
 				delete(p.Logs, n) // of the ledger that was there before; the caller accepted the new one
 			}
 		}

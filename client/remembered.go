@@ -13,3 +13,18 @@ func RememberedAt(stateDir, target string) (map[string]string, error) {
 	}
 	return p.Logs, nil
 }
+
+// RememberedOf returns the checkpoint that is remembered of a log, by its origin, without asking anybody; ok is false if none is. stateDir is as
+// in [Options].
+func RememberedOf(stateDir, origin string) (cp Checkpoint, ok bool, err error) {
+	m := newMemory(stateDir)
+	if on, err := m.on(); !on || err != nil {
+		return Checkpoint{}, false, err
+	}
+	r, err := m.record(origin)
+	if err != nil || r == nil {
+		return Checkpoint{}, false, err
+	}
+	cp, err = m.checkpoint(r)
+	return cp, err == nil, err
+}

@@ -69,3 +69,16 @@ func CheckLogName(s string) error {
 	}
 	return nil
 }
+
+// FrozenMark stands between a log's name and the first digits of its cluster's id in the name that it goes by, frozen, in the ledger that succeeded its
+// own. CheckLogName does not permit it, so no log can be created with it.
+const FrozenMark = "@"
+
+// frozenDigits of a cluster's id tell it from the others that one ledger may have been.
+const frozenDigits = 8
+
+// FrozenName is what the log of an origin is called in a ledger that succeeded its own: NAME@CLUSTER.
+func (o Origin) FrozenName() string { return o.Name + FrozenMark + o.Cluster.String()[:frozenDigits] }
+
+// Named reports whether the log of an origin may go by a name: its own, or the one that it has once it is frozen.
+func (o Origin) Named(name string) bool { return name == o.Name || name == o.FrozenName() }

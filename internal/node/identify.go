@@ -15,6 +15,8 @@ import (
 const (
 	RaftDir  = raftDir
 	StateDir = stateDir
+	// SignerDir holds the records of what was signed.
+	SignerDir = signerDir
 )
 
 // Identity is what FORMAT says of a ledger directory.

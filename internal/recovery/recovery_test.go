@@ -1,4 +1,4 @@
-package recovery
+package recovery_test
 
 import (
 	"context"
@@ -17,8 +17,10 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/node"
 	"github.com/provledger/provledger/internal/raftlog"
+	"github.com/provledger/provledger/internal/recovery"
 	"github.com/provledger/provledger/internal/sequencer"
 )
 
@@ -142,8 +144,8 @@ func newSurvivor(t testing.TB) *survivor {
 	return s
 }
 
-func (s *survivor) options() Options {
-	return Options{
+func (s *survivor) options() recovery.Options {
+	return recovery.Options{
 		Dir: s.dir, ClusterID: s.id.ClusterID, NodeID: s.id.NodeID, StateDir: "state", RaftDir: "raft", SignerDir: "signer",
 		Checkpoints: map[string][]byte{}, Reason: "two racks burnt", By: "somebody", Now: time.Now, Logger: slog.New(slog.DiscardHandler),
 		Die: func(reason string, err error) { panic(reason) },
@@ -175,14 +177,14 @@ func TestRecover(t *testing.T) {
 	before := tree(t, s.dir)
 	dry := o
 	dry.DryRun = true
-	planned, err := Run(t.Context(), dry)
+	planned, err := recovery.Run(t.Context(), dry)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if after := tree(t, s.dir); !reflect.DeepEqual(before, after) {
 		t.Error("a dry run changed something")
 	}
-	got, err := Run(t.Context(), o)
+	got, err := recovery.Run(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,18 +193,18 @@ func TestRecover(t *testing.T) {
 		t.Errorf("planned %+v, did %+v", planned, got)
 	}
 	r := got.Record
-	want := []Member{{"second", "b:1", true}, {"third", "c:1", false}}
-	if r.Cause != MajorityLost || !reflect.DeepEqual(r.Lost, want) || r.Index != r.Kept+1 || r.Reason != "two racks burnt" || len(r.Witnesses) != 1 || got.Replayed < 4 {
+	want := []recovery.Member{{"second", "b:1", true}, {"third", "c:1", false}}
+	if r.Cause != recovery.MajorityLost || !reflect.DeepEqual(r.Lost, want) || r.Index != r.Kept+1 || r.Reason != "two racks burnt" || len(r.Witnesses) != 1 || got.Replayed < 4 {
 		t.Errorf("did %+v", got)
 	}
 	if got.Logs[1].Size != s.keptSize || got.Logs[1].Witness == "" {
 		t.Errorf("logs %+v", got.Logs)
 	}
-	pending, text, err := Pending(vfs.Default, s.dir)
+	pending, text, err := recovery.Pending(vfs.Default, s.dir)
 	if err != nil || !reflect.DeepEqual(*pending, r) || !json.Valid(text) {
 		t.Errorf("pending %+v, %v", pending, err)
 	}
-	if _, err := Run(t.Context(), o); !errors.Is(err, ErrAlone) {
+	if _, err := recovery.Run(t.Context(), o); !errors.Is(err, recovery.ErrAlone) {
 		t.Errorf("once more: %v", err)
 	}
 	// It starts alone, with everything, and goes on.
@@ -215,17 +217,75 @@ func TestRecover(t *testing.T) {
 			t.Errorf("main has %d entries, kept were %d", size, s.keptSize)
 		}
 		record(t, n, 2)
+		if words := recorded(t, n); len(words) != 1 || words[0] != string(text) {
+			t.Errorf("the system log has %q of the recovery, want %s", words, text)
+		}
 	})
+	if r, _, err := recovery.Pending(vfs.Default, s.dir); r != nil || err != nil {
+		t.Errorf("still pending: %+v, %v", r, err)
+	}
+	during(t, s.dir, func(n *node.Node) {
+		if words := recorded(t, n); len(words) != 1 {
+			t.Errorf("the next start recorded it again: %q", words)
+		}
+	})
+}
+
+// recorded returns the documents of the recovery entries in the system log.
+func recorded(t testing.TB, n *node.Node) (all []string) {
+	t.Helper()
+	head, err := n.Ledger().Tree(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = n.Ledger().Entries(0, 0, head.Head().Size, true, func(e *ledger.Entry) error {
+		l, err := lineage.ParseLeaf(e.Leaf)
+		if err != nil || lineage.ControlKind(l.Action) != lineage.ControlRecovery {
+			return err
+		}
+		for _, p := range e.Body {
+			docs, err := lineage.ParseDocuments(p.Content)
+			if err != nil {
+				return err
+			}
+			for i := range docs {
+				all = append(all, string(docs[i].Content))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// A recovery that was prepared and broke off before it wrote to the raft log leaves no false record.
+func TestPreparedOnly(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "node")
+	during(t, dir, func(*node.Node) {})
+	r := recovery.Record{Cause: recovery.MajorityLost, Index: 1 << 40}
+	if err := r.Save(vfs.Default, dir); err != nil {
+		t.Fatal(err)
+	}
+	during(t, dir, func(n *node.Node) {
+		if words := recorded(t, n); len(words) != 0 {
+			t.Errorf("recorded %q", words)
+		}
+	})
+	if r, _, err := recovery.Pending(vfs.Default, dir); r != nil || err != nil {
+		t.Errorf("still pending: %+v, %v", r, err)
+	}
 }
 
 func TestRefusals(t *testing.T) {
 	s := newSurvivor(t)
-	refused := func(what string, want error, change func(*Options)) {
+	refused := func(what string, want error, change func(*recovery.Options)) {
 		t.Helper()
 		o := s.options()
 		change(&o)
 		before := tree(t, s.dir)
-		_, err := Run(t.Context(), o)
+		_, err := recovery.Run(t.Context(), o)
 		if err == nil || want != nil && !errors.Is(err, want) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -233,12 +293,14 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: it changed something", what)
 		}
 	}
-	refused("no witness", ErrNoWitness, func(*Options) {})
-	refused("a checkpoint of what is lost", ErrShorter, func(o *Options) { o.Checkpoints["x"] = s.lost })
-	refused("even so", ErrShorter, func(o *Options) { o.Checkpoints["x"], o.Checkpoints["y"], o.NoWitness = s.lost, s.old, true })
-	refused("another signature", nil, func(o *Options) { o.Checkpoints["x"] = []byte(strings.Replace(string(s.kept), "\n8\n", "\n7\n", 1)) })
-	refused("another ledger", nil, func(o *Options) { o.Checkpoints["x"] = []byte("elsewhere\n1\nx\n\n") })
-	refused("another node", nil, func(o *Options) { o.NodeID, o.NoWitness = lineage.NewID(), true })
+	refused("no witness", recovery.ErrNoWitness, func(*recovery.Options) {})
+	refused("a checkpoint of what is lost", recovery.ErrShorter, func(o *recovery.Options) { o.Checkpoints["x"] = s.lost })
+	refused("even so", recovery.ErrShorter, func(o *recovery.Options) { o.Checkpoints["x"], o.Checkpoints["y"], o.NoWitness = s.lost, s.old, true })
+	refused("another signature", nil, func(o *recovery.Options) {
+		o.Checkpoints["x"] = []byte(strings.Replace(string(s.kept), "\n8\n", "\n7\n", 1))
+	})
+	refused("another ledger", nil, func(o *recovery.Options) { o.Checkpoints["x"] = []byte("elsewhere\n1\nx\n\n") })
+	refused("another node", nil, func(o *recovery.Options) { o.NodeID, o.NoWitness = lineage.NewID(), true })
 
 	// What the node itself signed counts too: with the end of its log gone, it must not go on.
 	dir := filepath.Join(s.dir, "raft")
@@ -261,7 +323,7 @@ func TestRefusals(t *testing.T) {
 	if err := errors.Join(log.StoreLogs([]*raft.Log{&three}), log.Close()); err != nil {
 		t.Fatal(err)
 	}
-	refused("shorter than what it signed", ErrShorter, func(o *Options) { o.NoWitness = true })
+	refused("shorter than what it signed", recovery.ErrShorter, func(o *recovery.Options) { o.NoWitness = true })
 }
 
 // A damaged state store is not taken over: it is to be restored, or its raft log replayed, first.
@@ -281,10 +343,10 @@ func TestDamagedStoreIsRefused(t *testing.T) {
 	}
 	o := s.options()
 	o.NoWitness = true
-	if _, err := Run(t.Context(), o); err == nil {
+	if _, err := recovery.Run(t.Context(), o); err == nil {
 		t.Error("took over with a damaged store")
 	}
-	if r, _, err := Pending(vfs.Default, s.dir); r != nil || err != nil {
+	if r, _, err := recovery.Pending(vfs.Default, s.dir); r != nil || err != nil {
 		t.Errorf("pending %+v, %v", r, err)
 	}
 }
@@ -292,7 +354,7 @@ func TestDamagedStoreIsRefused(t *testing.T) {
 func FuzzParseRecord(f *testing.F) {
 	f.Add([]byte(`{"cause":"majority lost","at":"","node":"","kept":1,"index":2,"term":3}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := ParseRecord(b)
+		r, err := recovery.ParseRecord(b)
 		if err != nil {
 			return
 		}
@@ -300,7 +362,7 @@ func FuzzParseRecord(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := ParseRecord(again)
+		s, err := recovery.ParseRecord(again)
 		if err != nil {
 			t.Fatal(err)
 		}
