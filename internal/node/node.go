@@ -292,6 +292,9 @@ func (n *Node) settle(ctx context.Context) error {
 		if err := n.advertise(ctx); err != nil {
 			return err
 		}
+		if err := n.recordRecovery(ctx); err != nil {
+			n.c.Logger.Error("what this ledger was recovered from is not on record yet; the next start tries again", "err", err)
+		}
 	}
 	if err := n.checkSecret(); err != nil {
 		return err
