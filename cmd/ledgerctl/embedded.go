@@ -228,3 +228,12 @@ func (l *embeddedLog) WithAttrs(attrs []slog.Attr) slog.Handler {
 }
 
 func (l *embeddedLog) WithGroup(string) slog.Handler { return l }
+
+// exportKey returns the private key of the log from a ledger directory, and its verifier key.
+func (a *app) exportKey(dir string) (private []byte, vkey string, err error) {
+	private, vkey, err = node.ExportKey(dir, a.log, slog.New(&embeddedLog{app: a}))
+	if errors.Is(err, node.ErrBusy) {
+		return nil, "", hinted(err, "Stop the process that has the directory open, and try again.")
+	}
+	return private, vkey, err
+}

@@ -17,7 +17,7 @@ func (a *app) keyCommand() *cobra.Command {
 		Short:   "Show the key of a log, or make a key",
 		Long:    "Keys are Ed25519 keys in the text form of signed notes (C2SP signed-note): NAME+HASH+BASE64.",
 		Example: "  ledgerctl key show --policy > ledger.policy",
-		Args:    exactly(0, "one of generate, show"),
+		Args:    exactly(0, "one of export, generate, show"),
 		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	var file string
@@ -80,8 +80,41 @@ another way before you rely on it against the ledger's operator.`,
 		},
 	}
 	show.Flags().BoolVar(&asPolicy, "policy", false, "print a trust policy file for --trust")
-	c.AddCommand(generate, show)
+	c.AddCommand(generate, show, a.keyExportCommand())
 	return c
+}
+
+func (a *app) keyExportCommand() *cobra.Command {
+	var data, out string
+	export := &cobra.Command{
+		Use:   "export --data DIR --out FILE",
+		Short: "Write the private key of a log to a key file",
+		Long: `export writes the private key of the log (--log), which is derived from the secret in a ledger directory, to FILE, which only you may read: for
+the key-dir of a node that is to sign that log and no other, or for safe keeping. No process may have the directory open. Whoever holds the file can sign as
+the log.`,
+		Example: "  ledgerctl --log main key export --data /var/lib/provledger --out main.key",
+		Args:    exactly(0, "no arguments"),
+		RunE: func(*cobra.Command, []string) error {
+			if data == "" || out == "" {
+				return usage("key export needs --data DIR and --out FILE")
+			}
+			private, vkey, err := a.exportKey(data)
+			if err != nil {
+				return err
+			}
+			if err := writeNewMode(out, private, 0o600); err != nil {
+				return err
+			}
+			if a.json() {
+				return a.printJSON(map[string]string{"log": a.log, "vkey": vkey, "privateKeyFile": out})
+			}
+			_, err = fmt.Fprintln(a.stdout, vkey)
+			return err
+		},
+	}
+	export.Flags().StringVar(&data, "data", "", "ledger `DIRECTORY` with the secret")
+	export.Flags().StringVar(&out, "out", "", "`FILE` for the private key; it must not exist")
+	return export
 }
 
 // policyText is the trust policy for one log without witnesses.

@@ -160,7 +160,7 @@ spool because the ledger could not be reached (` + "`ledgerctl record --spool`" 
 		return usage("%v; see `%s --help`", err, c.CommandPath())
 	})
 	root.AddCommand(a.runCommand(), a.recordCommand(), withFreshness(a.proveCommand()), withFreshness(a.verifyCommand()), withFreshness(a.traceCommand()), a.logCommand(),
-		withFreshness(a.checkpointCommand()), a.entryCommand(), a.keyCommand(), a.certCommand(), a.clusterCommand(), a.quickstartCommand(), a.stageCommand(), a.versionCommand())
+		withFreshness(a.checkpointCommand()), a.entryCommand(), a.keyCommand(), a.certCommand(), a.clusterCommand(), a.backupCommand(), a.restoreCommand(), a.quickstartCommand(), a.stageCommand(), a.versionCommand())
 	return root
 }
 

@@ -9,7 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/provledger/provledger/client"
+	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/client/receipt"
 	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/signer"
@@ -272,7 +276,7 @@ func TestNewOrigin(t *testing.T) {
 	l.close()
 
 	r := mustRestore(t, RestoreOptions{From: dir, Secret: secret, NewOrigin: true, OriginHost: "new.example"})
-	mark := FrozenMark + l.clusterID(t)[:frozenDigits]
+	mark := lineage.FrozenMark + l.clusterID(t)[:8]
 	var names []string
 	for _, g := range r.Logs {
 		names = append(names, g.Name)
@@ -306,8 +310,31 @@ func TestNewOrigin(t *testing.T) {
 	if err != nil || n.n.Ledger().Frozen(main) {
 		t.Errorf("main is frozen: %v", err)
 	}
-	if err := c.Close(); err != nil {
+	// Receipts of the past still come, under the old key, and nothing can be added to it.
+	remembering := client.New(n.conn, client.Options{StateDir: t.TempDir(), Target: "ledger"})
+	for _, name := range []string{"main", "main" + mark, "main"} {
+		if _, _, err := remembering.Receipt(t.Context(), name, client.AtIndex(1)); err != nil {
+			t.Errorf("receipt of %s: %v", name, err)
+		}
+	}
+	if _, err := remembering.Append(t.Context(), "main"+mark, event("late")); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("an event for a frozen log: %v", err)
+	}
+	if err := errors.Join(c.Close(), remembering.Close()); err != nil {
 		t.Error(err)
+	}
+	// Such a ledger can be backed up, restored and succeeded like any other.
+	second := filepath.Join(t.TempDir(), "second")
+	n.backup(second)
+	mustVerify(t, second)
+	n.close()
+	again := mustRestore(t, RestoreOptions{From: second, Secret: secret, NoWitness: true})
+	if len(again.Logs) != 6 || !again.Logs[4].Frozen || again.Logs[1].Frozen {
+		t.Errorf("restored %+v", again.Logs)
+	}
+	third := mustRestore(t, RestoreOptions{From: second, Secret: secret, NewOrigin: true})
+	if len(third.Logs) != 3+6 {
+		t.Errorf("succeeded %+v", third.Logs)
 	}
 }
 

@@ -17,21 +17,6 @@ import (
 // indexFunction is the version of the function from leaf bytes to index keys that genesis entries announce.
 const indexFunction = 1
 
-// FrozenMark stands between the name of a log and the first digits of the id of its cluster in the name that it goes by in the ledger that
-// succeeded it. No log can be created with it.
-const FrozenMark = "@"
-
-// frozenDigits of a cluster id tell it from the others that one ledger may have been.
-const frozenDigits = 8
-
-// frozenName is what a log of a cluster is called in a ledger that succeeds it. One that was frozen before keeps its name.
-func frozenName(name string, cluster lineage.ID) string {
-	if strings.Contains(name, FrozenMark) {
-		return name
-	}
-	return name + FrozenMark + cluster.String()[:frozenDigits]
-}
-
 // succeed begins a new ledger in which every log of the backup has a successor, whose genesis entry names it, and lies frozen beside it under
 // another name: readable and provable, closed for entries.
 func (r *restore) succeed(ctx context.Context) error {
@@ -48,7 +33,7 @@ func (r *restore) succeed(ctx context.Context) error {
 		next = max(next, old[i].Number+1)
 	}
 	for i := range old {
-		if strings.Contains(old[i].Name, FrozenMark) {
+		if strings.Contains(old[i].Name, lineage.FrozenMark) {
 			continue // it was frozen before: its successor is succeeded here
 		}
 		if err := s.begin(&old[i]); err != nil {
@@ -57,7 +42,11 @@ func (r *restore) succeed(ctx context.Context) error {
 	}
 	for i := range old {
 		g := old[i]
-		g.Name, g.Number = frozenName(g.Name, r.m.ClusterID), next
+		o, err := lineage.ParseOrigin(g.Origin)
+		if err != nil {
+			return damaged("log %s: %w", g.Name, err)
+		}
+		g.Name, g.Number = o.FrozenName(), next
 		next++
 		if err := s.register(&g); err != nil {
 			return err

@@ -45,6 +45,15 @@ type Report struct {
 	Pinned int
 }
 
+// Restorable reports whether a run was ever completed.
+func (r *Report) Restorable() bool {
+	if r.Manifest == nil {
+		return false
+	}
+	g := r.Manifest.log(systemNumber)
+	return g != nil && g.Checkpoint != ""
+}
+
 // LogReport is a log of a verified backup.
 type LogReport struct {
 	Name     string
