@@ -2,6 +2,8 @@
 //
 //	ledgerd [--data DIR] [flags]    serve; without flags ./ledger-data on 127.0.0.1:7600 (gRPC) and :7601 (HTTP)
 //	ledgerd inspect [--verify] DIR  look into a data directory that no process has open
+//	ledgerd fsck DIR                examine a data directory, and say what to do about it
+//	ledgerd recover --data DIR ..   go on after the loss of a majority
 //	ledgerd version
 //
 // [Config] is the manual of every setting; `ledgerd --print-config` prints it. Exit codes: 0 stopped cleanly, 1 failed, 64 wrong
@@ -46,11 +48,15 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, 
 		return runServe(ctx, args, environ, stdout, stderr, exit)
 	case "inspect":
 		return runInspect(ctx, args, stdout, stderr, exit)
+	case "fsck":
+		return runFsck(ctx, args, stdout, stderr, exit)
+	case "recover":
+		return runRecover(ctx, args, stdout, stderr, exit)
 	case "version":
 		fmt.Fprintln(stdout, version())
 		return exitOK
 	}
-	fmt.Fprintf(stderr, "ledgerd: there is no %q; ledgerd serves, ledgerd inspect DIR, ledgerd version, ledgerd --help\n", verb)
+	fmt.Fprintf(stderr, "ledgerd: there is no %q; ledgerd serves, ledgerd inspect DIR, ledgerd fsck DIR, ledgerd recover, ledgerd version, ledgerd --help\n", verb)
 	return exitUsage
 }
 
@@ -61,7 +67,7 @@ func runServe(ctx context.Context, args, environ []string, stdout, stderr io.Wri
 	fs.SetOutput(stderr)
 	fs.SortFlags = false
 	fs.Usage = func() {
-		fmt.Fprintf(stdout, "Usage: ledgerd [flags]\n       ledgerd inspect [--verify] DIR\n       ledgerd version\n\n%s\n"+
+		fmt.Fprintf(stdout, "Usage: ledgerd [flags]\n       ledgerd inspect [--verify] DIR\n       ledgerd fsck DIR\n       ledgerd recover --data DIR ...\n       ledgerd version\n\n%s\n"+
 			"ledgerd --print-config prints the whole manual.\n", fs.FlagUsages())
 	}
 	typed := flags(fs, all, &defaults)
