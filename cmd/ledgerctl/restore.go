@@ -68,12 +68,13 @@ func (a *app) restore(c *cobra.Command, f *restoreFlags) error {
 	case f.originHost != "" && !f.newOrigin:
 		return usage("--origin-host goes with --new-origin")
 	}
+	stopped := newEnd()
 	o := backup.RestoreOptions{
 		From: f.from, Dir: f.data, NoWitness: f.noWitness, NewOrigin: f.newOrigin, OriginHost: f.originHost, Reason: f.reason, By: f.name,
 		Logger: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Die: func(reason string, err error) {
-			fmt.Fprintf(a.stderr, "ledgerctl: restore: %s: %v\n", reason, err)
-			os.Exit(exitUnknown) // going on after a failed write could make a ledger that is not whole
+			stopped.die(reason, err)
+			select {} // going on after a failed write could make a ledger that is not whole
 		},
 	}
 	if o.By == "" {
@@ -95,7 +96,11 @@ func (a *app) restore(c *cobra.Command, f *restoreFlags) error {
 	}
 	progress, done := a.logProgress("restoring")
 	o.Progress = progress
-	r, err := backup.Restore(c.Context(), o)
+	var r *backup.Restored
+	err = stopped.within(func() (err error) {
+		r, err = backup.Restore(c.Context(), o)
+		return err
+	})
 	done()
 	switch {
 	case errors.Is(err, backup.ErrNoWitness):
