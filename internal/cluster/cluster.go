@@ -130,6 +130,8 @@ type Controller struct {
 	changing chan struct{}
 	// clock is why no appends are allowed; nil if they are.
 	clock atomic.Pointer[error]
+	// ahead is how far this leader's clock is ahead of the closest other voter's, nanoseconds.
+	ahead atomic.Int64
 
 	mu     sync.Mutex
 	term   uint64           // of the leadership that the following is about; 0 none

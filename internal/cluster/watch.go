@@ -164,6 +164,10 @@ func (c *Controller) checkClock(ctx context.Context, sights []sight) (gone bool)
 			ahead = min(ahead, s.ahead())
 		}
 	}
+	c.ahead.Store(0)
+	if voters > 0 {
+		c.ahead.Store(int64(ahead))
+	}
 	if others == 0 || ahead <= maxClockLead || voters == 0 && !soleVoter(sights) {
 		c.watch.ahead = 0
 		c.clock.Store(nil)
@@ -190,6 +194,9 @@ func (c *Controller) checkClock(ctx context.Context, sights []sight) (gone bool)
 	}
 	return false
 }
+
+// ClockAhead is how far this leader's clock is ahead of the closest other voter's, as last looked at; negative if it is behind all.
+func (c *Controller) ClockAhead() time.Duration { return time.Duration(c.ahead.Load()) }
 
 func soleVoter(sights []sight) bool {
 	n := 0

@@ -41,6 +41,9 @@ func TestClock(t *testing.T) {
 			}
 		})
 		m.wait("the refusal", func() bool { return old.AppendAllowed() != nil })
+		if ahead := old.ClockAhead(); ahead < 5*time.Second {
+			t.Errorf("refused, and said to be %v ahead", ahead)
+		}
 		if err := old.AppendAllowed(); !errors.Is(err, ErrClock) || !errors.Is(err, sequencer.ErrNotApplied) {
 			t.Error(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -275,6 +276,10 @@ type Stats struct {
 	InFlight int
 	// Snapshots and SnapshotFailures count flush-and-compact rounds since Open.
 	Snapshots, SnapshotFailures uint64
+	// LeaderContact is how long ago this node last heard of the leader; 0 on the leader, and negative if it never did.
+	LeaderContact time.Duration
+	// FenceReads were served by FenceRounds of questions, of which FencesFailed left it open whether this node leads.
+	FenceReads, FenceRounds, FencesFailed uint64
 }
 
 // Stats returns current figures. It never touches the machine, and after Close not the store: First is 0 then.
@@ -287,5 +292,13 @@ func (c *Consensus) Stats() Stats {
 	if first, err := c.log.FirstIndex(); err == nil {
 		s.First = first
 	}
+	if !s.Leader {
+		if s.LeaderContact = -1; !c.raft.LastContact().IsZero() {
+			s.LeaderContact = time.Since(c.raft.LastContact())
+		}
+	}
+	c.fence.mu.Lock()
+	s.FenceReads, s.FenceRounds, s.FencesFailed = c.fence.reads, c.fence.rounds, c.fence.failed
+	c.fence.mu.Unlock()
 	return s
 }

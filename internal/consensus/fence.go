@@ -26,6 +26,8 @@ type fence struct {
 	running bool
 	next    *round // collects reads; nil: none has arrived
 	rounds  uint64 // begun so far
+	reads   uint64 // that came
+	failed  uint64 // rounds
 
 	ctx    context.Context // ends when Close begins
 	cancel context.CancelCauseFunc
@@ -57,6 +59,7 @@ type round struct {
 func (c *Consensus) ReadIndex(ctx context.Context) (delivered uint64, err error) {
 	f := &c.fence
 	f.mu.Lock()
+	f.reads++
 	if f.next == nil {
 		f.next = &round{done: make(chan struct{})}
 	}
@@ -103,6 +106,11 @@ func (c *Consensus) fenceRounds() {
 		f.rounds++
 		f.mu.Unlock()
 		r.delivered, r.err = c.fenceRound()
+		if r.err != nil {
+			f.mu.Lock()
+			f.failed++
+			f.mu.Unlock()
+		}
 		close(r.done)
 	}
 }

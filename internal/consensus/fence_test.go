@@ -155,6 +155,20 @@ func TestFenceCoalesces(t *testing.T) {
 		if rounds != 2 || c.asked != 4 {
 			t.Errorf("%d rounds with %d questions for 51 reads, want 2 rounds of 2", rounds, c.asked)
 		}
+		if s := n.Stats(); s.FenceReads != 52 || s.FenceRounds != before+2 || s.FencesFailed != 0 || s.LeaderContact != 0 {
+			t.Errorf("counted %+v", s)
+		}
+		for _, other := range c.ids {
+			if other == id {
+				continue
+			}
+			if s := c.nodes[other].Stats(); s.LeaderContact < 0 || s.LeaderContact > time.Minute {
+				t.Errorf("%s heard of the leader %v ago", other, s.LeaderContact)
+			}
+			if _, err := c.nodes[other].ReadIndex(t.Context()); err == nil || c.nodes[other].Stats().FencesFailed != 1 {
+				t.Errorf("a fence on a follower: %v, counted %+v", err, c.nodes[other].Stats())
+			}
+		}
 	})
 }
 

@@ -73,6 +73,7 @@ type Store struct {
 	health  io.Closer
 	bad     atomic.Int32   // background errors in a row
 	flushes sync.WaitGroup // goroutines of Flush
+	counts  counts
 }
 
 // Open opens or creates the store in o.Dir.
@@ -101,6 +102,8 @@ func Open(o Options) (*Store, error) {
 		EventListener: &pebble.EventListener{
 			BackgroundError: s.backgroundError,
 			FlushEnd:        func(i pebble.FlushInfo) { s.ended(i.Err) },
+			WriteStallBegin: func(pebble.WriteStallBeginInfo) { s.counts.stall() },
+			WriteStallEnd:   s.counts.unstall,
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
 				s.damaged(fmt.Errorf("%s: %w", i.Path, i.Details))
 			},
@@ -130,6 +133,7 @@ func Open(o Options) (*Store, error) {
 }
 
 func (s *Store) slow(i vfs.DiskSlowInfo) {
+	s.counts.slow.Add(1)
 	if s.o.SlowKill > 0 && i.Duration >= s.o.SlowKill {
 		s.o.Die(fmt.Sprintf("the disk hangs: %s for %v on the %s store", i.OpType, i.Duration.Round(time.Millisecond), s.o.Name), nil)
 	}
@@ -137,6 +141,7 @@ func (s *Store) slow(i vfs.DiskSlowInfo) {
 
 // damaged passes on that something stored is damaged.
 func (s *Store) damaged(err error) {
+	s.counts.damaged.Add(1)
 	if s.o.Damaged == nil {
 		s.o.Die(fmt.Sprintf("the %s store is damaged", s.o.Name), err)
 		return
@@ -151,6 +156,7 @@ func (s *Store) backgroundError(err error) {
 		return
 	}
 	n := s.bad.Add(1)
+	s.counts.errors.Add(1)
 	s.o.Logger.Error("store background error", "store", s.o.Name, "in_a_row", n, "err", err)
 	if n >= maxBackgroundErrors || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EIO) {
 		s.o.Die(fmt.Sprintf("the %s store cannot write", s.o.Name), err)

@@ -134,12 +134,14 @@ func (s *Store) writeBatch(g *segment, records []record) error {
 	if s.buf = buf; cap(buf) > keepBuffer {
 		s.buf = nil
 	}
+	start := s.now()
 	if _, err := g.file.WriteAt(buf, from); err != nil {
 		return s.fail(fmt.Errorf("write batch %d: %w", s.nextBatch, err))
 	}
 	if err := g.file.SyncData(); err != nil {
 		return s.fail(fmt.Errorf("sync batch %d: %w", s.nextBatch, err))
 	}
+	s.took(start)
 	s.publish(g, records, size)
 	return nil
 }

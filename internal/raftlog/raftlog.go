@@ -82,6 +82,9 @@ type Options struct {
 	// Logger gets recoveries worth knowing; nil means slog.Default().
 	Logger *slog.Logger
 
+	// Observe is told how long each durable write of a batch took. It is called under the lock of appends and must be quick; nil means nobody.
+	Observe func(time.Duration)
+
 	// Die is called, from a goroutine of the Store, when a write in the background failed or hung. It must end the
 	// process. If it is nil the Store only refuses all further calls.
 	Die func(reason string, err error)
@@ -94,6 +97,7 @@ type Store struct {
 	segmentBytes int64
 	markInterval time.Duration
 	log          *slog.Logger
+	observe      func(time.Duration)
 	dieFunc      func(reason string, err error)
 
 	// mu makes appends and deletes serial. It is held over write and fsync.
@@ -170,7 +174,7 @@ func Open(o Options) (*Store, error) {
 		return nil, fmt.Errorf("raftlog: MarkInterval is %v, must be positive", o.MarkInterval)
 	}
 	s := &Store{
-		fs: o.FS, dir: o.FS.PathJoin(o.Dir) /* without a trailing slash */, segmentBytes: align(o.SegmentBytes), markInterval: o.MarkInterval, log: o.Logger, dieFunc: o.Die,
+		fs: o.FS, dir: o.FS.PathJoin(o.Dir) /* without a trailing slash */, segmentBytes: align(o.SegmentBytes), markInterval: o.MarkInterval, log: o.Logger, observe: o.Observe, dieFunc: o.Die,
 		quit: make(chan struct{}), first: 1,
 	}
 	s.mark.dirty = make(chan struct{}, 1)

@@ -161,11 +161,12 @@ func lead[R any](ctx context.Context, s *Service, c leading[R]) (resp R, unsure 
 	for n := 0; ; n++ {
 		local, cc, h, err := s.o.Router.Leader(ctx)
 		if err != nil {
-			return resp, known == sequencer.ErrUnknown, undecided(caller, known, last, hint)
+			return resp, known == sequencer.ErrUnknown, s.undecided(caller, known, last, hint)
 		}
 		if hint = h; hint != "" {
 			_ = grpc.SetHeader(caller, metadata.Pairs(leaderHeader, hint)) // there is none in a direct call
 		}
+		s.o.Metrics.attempted(n, local)
 		if local {
 			resp, err = c.local(ctx)
 		} else {
@@ -182,7 +183,7 @@ func lead[R any](ctx context.Context, s *Service, c leading[R]) (resp R, unsure 
 		}
 		switch o := judge(err); {
 		case o == final && known == sequencer.ErrUnknown && overloaded(err):
-			return resp, true, undecided(caller, known, err, hint) // it says nothing of the attempts before
+			return resp, true, s.undecided(caller, known, err, hint) // it says nothing of the attempts before
 		case o == final:
 			return resp, known == sequencer.ErrUnknown, err
 		case o == unknown:
@@ -198,7 +199,7 @@ func lead[R any](ctx context.Context, s *Service, c leading[R]) (resp R, unsure 
 			}
 		}
 		if known == sequencer.ErrUnknown && !c.again || !pause(ctx, n) {
-			return resp, known == sequencer.ErrUnknown, undecided(caller, known, last, hint)
+			return resp, known == sequencer.ErrUnknown, s.undecided(caller, known, last, hint)
 		}
 	}
 }
@@ -223,7 +224,8 @@ func leadHere[R any](ctx context.Context, s *Service, c leading[R]) (resp R, err
 
 // undecided is the error of a change that was not made in time, with what is known. What ended the attempts is our own deadline, not the
 // caller's, so the caller hears of it as Unavailable; only if the call is over on the caller's side too that counts.
-func undecided(caller context.Context, known, last error, hint string) error {
+func (s *Service) undecided(caller context.Context, known, last error, hint string) error {
+	s.o.Metrics.ended(known == sequencer.ErrUnknown)
 	err := fmt.Errorf("%w: %s", known, textOf(last))
 	if cause := caller.Err(); cause != nil {
 		err = fmt.Errorf("%w: %w", err, cause)

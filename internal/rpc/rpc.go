@@ -60,6 +60,8 @@ type Options struct {
 	Router Router
 	// Cluster may be nil: then there is no ClusterService.
 	Cluster Cluster
+	// Metrics may be nil.
+	Metrics *Metrics
 }
 
 // Service implements ledger.v1.LedgerService, and ClusterService by a type of its own.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -63,7 +64,13 @@ type Signer struct {
 
 	mu   sync.Mutex
 	logs map[string]*logSigner
+
+	made, refused atomic.Uint64 // signatures; checkpoints that would have contradicted the tree or what was signed
 }
+
+// Counts returns how many checkpoints were signed since the start, and how many were refused because they contradicted the tree or what was
+// signed before.
+func (s *Signer) Counts() (made, refused uint64) { return s.made.Load(), s.refused.Load() }
 
 // logSigner is the state of one origin, under its own lock, so that logs sign in parallel.
 type logSigner struct {
@@ -143,6 +150,14 @@ func (s *Signer) log(origin string) (*logSigner, error) {
 // the caller believes, root is compared with what this node's tree has at that size, a second computation from stored tiles (H14), and a
 // node that does not serve its trees, being quarantined, signs nothing (S13). Errors wrap ErrNoKey, ErrFork or ErrBehind, or are those of Tree.
 func (s *Signer) Checkpoint(origin string, size uint64, root merkle.Hash) ([]byte, error) {
+	note, err := s.checkpoint(origin, size, root)
+	if errors.Is(err, ErrFork) || errors.Is(err, ErrBehind) {
+		s.refused.Add(1)
+	}
+	return note, err
+}
+
+func (s *Signer) checkpoint(origin string, size uint64, root merkle.Hash) ([]byte, error) {
 	treeSize, rootAt, err := s.o.Tree(origin)
 	if err != nil {
 		return nil, err
@@ -179,6 +194,7 @@ func (s *Signer) Checkpoint(origin string, size uint64, root merkle.Hash) ([]byt
 	if err != nil {
 		return nil, err
 	}
+	s.made.Add(1)
 	kept.signed, kept.note = signed{size, root}, note
 	if size > l.signed.size {
 		l.signed, l.dirty = signed{size, root}, true

@@ -208,6 +208,9 @@ func TestOnlyWhatTheTreeHas(t *testing.T) {
 			t.Errorf("a quarantined node signs size %d: %v", size, err)
 		}
 	}
+	if made, refused := s.Counts(); made != 2 || refused != 7 {
+		t.Errorf("counted %d signatures and %d refusals, want 2 and 7: what is not there yet, and quarantine, contradict nothing", made, refused)
+	}
 }
 
 // However the tree changes, in a run or between two, there are never two roots for one size (S3), and a tree that has not reached what was
