@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/provledger/provledger/internal/telemetry"
 )
 
 // Config is everything that can be set, and the comment of each field is its manual: `ledgerd --print-config` prints it. A field
@@ -168,6 +170,11 @@ func (c *Config) Validate() error {
 		fault("origin-host", "%v", err)
 	}
 	c.validatePeers(fault)
+	if c.OTLPEndpoint != "" {
+		if err := telemetry.CheckEndpoint(c.OTLPEndpoint); err != nil {
+			fault("otlp-endpoint", "%v", err)
+		}
+	}
 	if c.LockTimeout < 0 {
 		fault("lock-timeout", "%v is negative", c.LockTimeout)
 	}

@@ -70,7 +70,14 @@ func serve(ctx context.Context, c *Config, log *slog.Logger, exit func(int)) int
 		return exitFailed
 	}
 	certs.watch(ctx, log)
-	nc.Peer = certs.peer(c)
+	nc.Peer, nc.Certificates = certs.peer(c), certs.ends
+	t, stop, err := startTelemetry(ctx, c, log)
+	if err != nil {
+		log.Error("cannot serve", "err", err)
+		return exitFailed
+	}
+	defer stop()
+	nc.Telemetry = t
 	n, err := node.Open(ctx, nc)
 	switch {
 	case errors.Is(err, node.ErrBusy):

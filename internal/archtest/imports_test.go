@@ -165,7 +165,7 @@ var table = map[string]row{
 	},
 	"cmd/ledgerd": {
 		job: "reads flags, config and signals, and has the exit code; `inspect` looks into a directory offline",
-		may: []string{"internal/node", "internal/httpapi", "internal/ledger", "internal/disk", "internal/raftlog", "internal/merkle", "internal/recovery", "internal/signer", "internal/tlsfile", "client/lineage"},
+		may: []string{"internal/node", "internal/httpapi", "internal/ledger", "internal/disk", "internal/raftlog", "internal/merkle", "internal/recovery", "internal/signer", "internal/telemetry", "internal/tlsfile", "client/lineage"},
 		not: []string{raft, protobuf},
 	},
 	"cmd/ledgerctl": {
@@ -184,7 +184,7 @@ var table = map[string]row{
 	},
 	"internal/telemetry": {
 		job: "sends traces and exports metrics; nothing decides by it, and nobody but the assembly knows it",
-		may: []string{"internal/sequencer"},
+		may: []string{"internal/disk", "internal/sequencer"},
 		not: []string{pebble, raft, protobuf},
 	},
 	"internal/archtest":    {job: "holds tests only"},

@@ -42,8 +42,11 @@ func (b backend) Status(context.Context) peerapi.Status {
 	s := r.Stats()
 	st.Term, st.Leader, st.FirstLog, st.LastLog = s.Term, r.Leader(), s.First, s.Last
 	st.Applied = max(c.ledger.Applied().Index, s.Delivered)
-	if p, err := c.ledger.Durable(); err == nil {
-		st.Durable = p.Index
+	if l, release, err := b.Ledger(); err == nil { // held, because a repair closes the store of a quarantined one
+		if p, err := l.Durable(); err == nil {
+			st.Durable = p.Index
+		}
+		release()
 	}
 	if q := c.ledger.Quarantined(); q != nil {
 		st.Quarantine, st.Applied = q.Error(), c.ledger.Applied().Index

@@ -79,8 +79,12 @@ func (n *Node) follow(ctx context.Context) {
 			continue // a repair does it
 		}
 		n.catchingUp.Store(true)
+		n.counted.catchUps.Add(1)
 		err := n.catchUp(ctx, b)
 		n.catchingUp.Store(false)
+		if err != nil {
+			n.counted.catchUpsFailed.Add(1)
+		}
 		select { // what was asked for meanwhile has been done, or is asked for again
 		case <-n.behind:
 		default:

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -104,8 +105,7 @@ func (n *Node) peerServer(creds grpc.ServerOption) *grpc.Server {
 			return next(srv, ss)
 		}),
 	}
-	options = append(options, rpc.ServerOptions(n.c.Logger, n.rpcMetrics)...)
-	s := grpc.NewServer(append(options, peerapi.ServerOptions()...)...)
+	s := grpc.NewServer(slices.Concat(options, rpc.ServerOptions(n.c.Logger, n.rpcMetrics), n.c.Telemetry.ServerOptions(), peerapi.ServerOptions())...)
 	peerapi.Register(s, backend{n})
 	n.service.Register(s)
 	return s

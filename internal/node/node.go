@@ -28,6 +28,7 @@ import (
 	"github.com/provledger/provledger/internal/rpc"
 	"github.com/provledger/provledger/internal/sequencer"
 	"github.com/provledger/provledger/internal/signer"
+	"github.com/provledger/provledger/internal/telemetry"
 	"github.com/provledger/provledger/internal/tlsfile"
 )
 
@@ -65,6 +66,10 @@ type Config struct {
 	Existing bool
 	Logger   *slog.Logger
 	Registry *prometheus.Registry
+	// Telemetry sends traces; nil: nobody does.
+	Telemetry *telemetry.Telemetry
+	// Certificates returns the ends of validity of what the process shows on its other ports, by use; nil: there are none.
+	Certificates func() map[string]time.Time
 	// Peer is how this node talks to others; nil for a ledger of one node.
 	Peer *Peer
 	// SecretFile is where a directory without a secret takes one from. KeyDir holds keys of single logs.
@@ -166,6 +171,7 @@ type Node struct {
 	established atomic.Bool // FORMAT is there: this node belongs to a cluster
 	joining     atomic.Bool // not a member yet
 	catchingUp  atomic.Bool
+	counted     counted // for metrics
 	progress    progress
 	keys        keyCheck
 	behind      chan consensus.Behind // what raft says when this node lags behind the log; follow takes it
@@ -239,6 +245,7 @@ func (n *Node) open(ctx context.Context) (err error) {
 	n.opened(func(context.Context) error { return n.dir.lock.Close() })
 	n.created = n.dir.fresh
 	n.established.Store(!n.dir.fresh)
+	n.counted.durations = telemetry.NewDurations(n.c.Registry)
 	n.newService()
 	if err := n.openPort(); err != nil {
 		return err
@@ -376,7 +383,8 @@ func (n *Node) openStores(ctx context.Context) (err error) {
 			return fmt.Errorf("the node's secret: %w; without it this node cannot sign: put %s back from where you keep it", os.ErrNotExist, d.join(secretFile))
 		}
 	}
-	n.log, err = raftlog.Open(raftlog.Options{FS: c.FS, Dir: d.join(raftDir), SegmentBytes: c.SegmentBytes, Logger: c.Logger, Die: n.die})
+	n.log, err = raftlog.Open(raftlog.Options{FS: c.FS, Dir: d.join(raftDir), SegmentBytes: c.SegmentBytes, Logger: c.Logger, Die: n.die,
+		Observe: func(d time.Duration) { n.counted.durations.LogSync.Observe(d.Seconds()) }})
 	if err != nil {
 		return err
 	}
@@ -487,6 +495,7 @@ func (n *Node) openCore() error {
 	s := sequencer.New(sequencer.Options{
 		Ledger: l, Proposer: proposer{n}, Now: n.c.Now, Random: random, Admit: n.admit,
 		Logger: n.c.Logger, OriginHost: n.c.OriginHost, VKey: n.signer.VKey,
+		Passed: n.c.Telemetry.Append(), Committed: func(d time.Duration) { n.counted.durations.Commit.Observe(d.Seconds()) },
 	})
 	n.core.Store(&core{ledger: l, sequencer: s})
 	return nil

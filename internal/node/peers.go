@@ -18,6 +18,7 @@ type peers struct {
 	port    *peer.Port
 	self    string
 	members func() []consensus.Server
+	dial    []grpc.DialOption
 
 	mu    sync.Mutex
 	conns map[string]*peerConn // by node id, or @address
@@ -28,8 +29,8 @@ type peerConn struct {
 	cc      *grpc.ClientConn
 }
 
-func newPeers(port *peer.Port, self string, members func() []consensus.Server) *peers {
-	return &peers{port: port, self: self, members: members, conns: map[string]*peerConn{}}
+func newPeers(port *peer.Port, self string, members func() []consensus.Server, dial []grpc.DialOption) *peers {
+	return &peers{port: port, self: self, members: members, dial: dial, conns: map[string]*peerConn{}}
 }
 
 // conn returns the connection to a member. It is not closed by the caller, and is closed when the member's address changes.
@@ -62,7 +63,7 @@ func (p *peers) connAt(id, address string) (*grpc.ClientConn, error) {
 	if old != nil && old.address == address {
 		return old.cc, nil
 	}
-	cc, err := p.port.Dial(want, address)
+	cc, err := p.port.Dial(want, address, p.dial...)
 	if err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ func (n *Node) openPort() (err error) {
 	if err != nil {
 		return err
 	}
-	n.peers = newPeers(n.port, n.dir.NodeID.String(), n.members)
+	n.peers = newPeers(n.port, n.dir.NodeID.String(), n.members, n.c.Telemetry.DialOptions())
 	server := n.peerServer(grpc.Creds(peer.ServerCredentials()))
 	served := make(chan struct{})
 	go func() {

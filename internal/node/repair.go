@@ -15,6 +15,7 @@ import (
 
 // onQuarantine is called once, when this node finds its state damaged: from any goroutine, so it only starts what is to be done.
 func (n *Node) onQuarantine(err error) {
+	n.counted.quarantines.Add(1)
 	go func() {
 		n.evidence()
 		if r := n.raft(); r != nil && r.IsLeader() {
@@ -48,9 +49,10 @@ func (n *Node) mend(ctx context.Context) {
 			return
 		}
 		for n.Ledger().Quarantined() != nil {
+			n.counted.catchUps.Add(1)
 			if err := n.repair(ctx); err == nil {
 				break
-			} else if ctx.Err() == nil {
+			} else if n.counted.catchUpsFailed.Add(1); ctx.Err() == nil {
 				n.c.Logger.Error("repair failed; it is tried again", "err", err)
 			}
 			if pause(ctx, catchUpRetry) != nil {

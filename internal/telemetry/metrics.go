@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/provledger/provledger/internal/disk"
 	"github.com/provledger/provledger/internal/sequencer"
 )
 
@@ -18,6 +19,7 @@ type Snapshot struct {
 	State       string // as peerapi.Status has it: "serving", "catching up", "repairing", "quarantined", "joining", "starting"
 	Ready       bool   // it accepts appends, itself or through the leader
 	Quarantined bool
+	Quarantines uint64 // times that damage was found
 	Version     string // of the program
 
 	Applied, Durable uint64 // raft indexes; Durable is 0 when it cannot be told
@@ -28,11 +30,10 @@ type Snapshot struct {
 
 	Raft      Raft
 	RaftLog   RaftLog
-	Store     Store
+	Store     disk.Stats // the state store
 	Sequencer Sequencer
 	Signer    Signer
 	CatchUp   CatchUp
-	Calls     Calls
 	Fence     Fence
 	Clock     Clock
 
@@ -46,9 +47,8 @@ type Raft struct {
 	Term, Committed            uint64
 	FirstIndex, LastIndex      uint64
 	Voters, NonVoters          int
-	LeaderChanges, Transfers   uint64 // seen by this node; begun by it
 	InFlight                   int
-	LeaderContact              time.Duration // since this node last heard of the leader; 0 on the leader
+	LeaderContact              time.Duration // since this node last heard of the leader; 0 on the leader, negative: never
 	Followers                  []Follower    // on a leader
 	Snapshots, SnapshotsFailed uint64        // rounds of flush and compaction of the log
 }
@@ -64,17 +64,6 @@ type Follower struct {
 type RaftLog struct {
 	Bytes    int64
 	Segments int
-}
-
-// Store is the state store on disk.
-type Store struct {
-	Bytes, MemTableBytes, CompactionDebtBytes    uint64
-	Tables, ReadAmplification                    int
-	Flushes, Compactions, WriteStalls            uint64
-	WriteStalled                                 time.Duration // in all
-	CacheBytes                                   uint64
-	CacheHits, CacheMisses                       uint64
-	BackgroundErrors, DiskSlow, DamagedSightings uint64 // DiskSlow: operations that took longer than the watch allows
 }
 
 // Sequencer is the way of an append on this node.
@@ -94,14 +83,10 @@ type Signer struct {
 
 // CatchUp is how this node fetches from peers what the raft log no longer has, or what its own store lost.
 type CatchUp struct {
-	Running                      bool
-	Runs, Failed, Bytes, Entries uint64
-	MissingEntries               uint64 // of the run that goes on
-}
-
-// Calls are those of clients that this node passed on to the leader.
-type Calls struct {
-	Forwarded, Retried, NotApplied, Unknown uint64 // the last two: how they ended for want of time
+	Running        bool
+	Runs, Failed   uint64
+	Bytes, Entries uint64 // of the newest run, so the counters begin anew with each
+	MissingEntries uint64 // of the run that goes on
 }
 
 // Fence are the rounds of questions behind linearizable reads, asked by a leader.
@@ -138,6 +123,7 @@ func truth(b bool) float64 {
 var plain = []desc{
 	{"ready", "1 if the node accepts appends, itself or through the leader.", gauge, func(s *Snapshot) float64 { return truth(s.Ready) }},
 	{"quarantined", "1 if the node's state contradicts itself or its peers.", gauge, func(s *Snapshot) float64 { return truth(s.Quarantined) }},
+	{"quarantines_total", "Times that the node found its state damaged.", counter, func(s *Snapshot) float64 { return float64(s.Quarantines) }},
 	{"applied_index", "Raft index up to which the state is applied.", gauge, func(s *Snapshot) float64 { return float64(s.Applied) }},
 	{"durable_index", "Raft index up to which the state survives a power cut without replay.", gauge, func(s *Snapshot) float64 { return float64(s.Durable) }},
 	{"logs", "Logs in the registry.", gauge, func(s *Snapshot) float64 { return float64(s.Logs) }},
@@ -153,10 +139,8 @@ var plain = []desc{
 	{"raft_last_index", "Last raft index in the log.", gauge, func(s *Snapshot) float64 { return float64(s.Raft.LastIndex) }},
 	{"raft_voters", "Voting members.", gauge, func(s *Snapshot) float64 { return float64(s.Raft.Voters) }},
 	{"raft_nonvoters", "Members without a vote.", gauge, func(s *Snapshot) float64 { return float64(s.Raft.NonVoters) }},
-	{"raft_leader_changes_total", "Changes of leader that this node saw.", counter, func(s *Snapshot) float64 { return float64(s.Raft.LeaderChanges) }},
-	{"raft_transfers_total", "Times that this node handed leadership over.", counter, func(s *Snapshot) float64 { return float64(s.Raft.Transfers) }},
 	{"raft_in_flight", "Proposals and barriers without an answer.", gauge, func(s *Snapshot) float64 { return float64(s.Raft.InFlight) }},
-	{"raft_leader_contact_seconds", "Time since this node heard of the leader; 0 on the leader.", gauge, func(s *Snapshot) float64 { return s.Raft.LeaderContact.Seconds() }},
+	{"raft_leader_contact_seconds", "Time since this node heard of the leader; 0 on the leader, -1 if it never did.", gauge, func(s *Snapshot) float64 { return max(s.Raft.LeaderContact.Seconds(), -1) }},
 	{"raft_snapshots_total", "Rounds of flush and compaction of the raft log.", counter, func(s *Snapshot) float64 { return float64(s.Raft.Snapshots) }},
 	{"raft_snapshots_failed_total", "Rounds that failed.", counter, func(s *Snapshot) float64 { return float64(s.Raft.SnapshotsFailed) }},
 
@@ -176,8 +160,7 @@ var plain = []desc{
 	{"store_cache_hits_total", "Blocks found in the cache.", counter, func(s *Snapshot) float64 { return float64(s.Store.CacheHits) }},
 	{"store_cache_misses_total", "Blocks read from the disk.", counter, func(s *Snapshot) float64 { return float64(s.Store.CacheMisses) }},
 	{"store_background_errors_total", "Flushes and compactions that failed.", counter, func(s *Snapshot) float64 { return float64(s.Store.BackgroundErrors) }},
-	{"store_slow_operations_total", "Disk operations slower than the watch allows (1 s).", counter, func(s *Snapshot) float64 { return float64(s.Store.DiskSlow) }},
-	{"store_damage_total", "Times that something stored could not be read back.", counter, func(s *Snapshot) float64 { return float64(s.Store.DamagedSightings) }},
+	{"store_slow_operations_total", "Disk operations slower than the watch allows (1 s).", counter, func(s *Snapshot) float64 { return float64(s.Store.SlowOperations) }},
 
 	{"queue_bytes", "Bytes of requests that wait to be composed or are in flight.", gauge, func(s *Snapshot) float64 { return float64(s.Sequencer.QueuedBytes) }},
 	{"commands_in_flight", "Raft commands without a decision.", gauge, func(s *Snapshot) float64 { return float64(s.Sequencer.counters().InFlight.Load()) }},
@@ -196,11 +179,6 @@ var plain = []desc{
 	{"catchup_bytes_total", "Bytes fetched.", counter, func(s *Snapshot) float64 { return float64(s.CatchUp.Bytes) }},
 	{"catchup_entries_total", "Entries fetched.", counter, func(s *Snapshot) float64 { return float64(s.CatchUp.Entries) }},
 	{"catchup_missing_entries", "Entries that are still to be fetched.", gauge, func(s *Snapshot) float64 { return float64(s.CatchUp.MissingEntries) }},
-
-	{"forwarded_calls_total", "Calls passed on to the leader.", counter, func(s *Snapshot) float64 { return float64(s.Calls.Forwarded) }},
-	{"forward_retries_total", "Attempts beyond the first.", counter, func(s *Snapshot) float64 { return float64(s.Calls.Retried) }},
-	{"calls_not_applied_total", "Calls that ended NOT_APPLIED for want of time or of a leader.", counter, func(s *Snapshot) float64 { return float64(s.Calls.NotApplied) }},
-	{"calls_unknown_total", "Calls that ended UNKNOWN_OUTCOME.", counter, func(s *Snapshot) float64 { return float64(s.Calls.Unknown) }},
 
 	{"fence_rounds_total", "Rounds of questions behind linearizable reads.", counter, func(s *Snapshot) float64 { return float64(s.Fence.Rounds) }},
 	{"fence_reads_total", "Linearizable reads that were fenced.", counter, func(s *Snapshot) float64 { return float64(s.Fence.Reads) }},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/provledger/provledger/internal/disk"
 	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/sequencer"
 )
@@ -27,7 +28,7 @@ func full() Snapshot {
 			Leader: true, Term: 3, Voters: 3,
 			Followers: []Follower{{Node: "a", Behind: 7, Contact: 250 * time.Millisecond}, {Node: "b", Contact: -time.Hour}},
 		},
-		Store:        Store{WriteStalled: 1500 * time.Millisecond},
+		Store:        disk.Stats{WriteStalled: 1500 * time.Millisecond},
 		Sequencer:    Sequencer{QueuedBytes: 9, Counters: counters},
 		Certificates: map[string]time.Time{"api": time.Unix(1800000000, 0)},
 	}

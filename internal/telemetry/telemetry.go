@@ -49,9 +49,9 @@ type Options struct {
 	Endpoint string
 	// Insecure speaks plain text to HOST:PORT.
 	Insecure bool
-	// Service, NodeID and Version stand in every span as service.name, service.instance.id and service.version (OpenTelemetry semantic
+	// Service, Instance and Version stand in every span as service.name, service.instance.id and service.version (OpenTelemetry semantic
 	// conventions, resource). OTEL_RESOURCE_ATTRIBUTES may add others.
-	Service, NodeID, Version string
+	Service, Instance, Version string
 	// Logger is told when spans cannot be delivered; nil means slog.Default().
 	Logger *slog.Logger
 
@@ -124,7 +124,7 @@ func Start(ctx context.Context, o Options) (*Telemetry, error) {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
 	res, err := resource.New(ctx, resource.WithFromEnv(), resource.WithAttributes(
-		attribute.String("service.name", o.Service), attribute.String("service.instance.id", o.NodeID), attribute.String("service.version", o.Version)))
+		attribute.String("service.name", o.Service), attribute.String("service.instance.id", o.Instance), attribute.String("service.version", o.Version)))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("telemetry: %w", err), inner.Shutdown(ctx))
 	}

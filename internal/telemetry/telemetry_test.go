@@ -87,7 +87,7 @@ func dial(t *testing.T, address string, o ...grpc.DialOption) *grpc.ClientConn {
 
 func begin(t *testing.T, endpoint, instance string) *Telemetry {
 	t.Helper()
-	x, err := Start(t.Context(), Options{Endpoint: endpoint, Service: "ledgerd", NodeID: instance, Version: "test", Logger: slog.New(slog.DiscardHandler)})
+	x, err := Start(t.Context(), Options{Endpoint: endpoint, Service: "ledgerd", Instance: instance, Version: "test", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +241,7 @@ func TestOffCostsNothing(t *testing.T) {
 // A collector that is away costs spans and one line, and no call.
 func TestCollectorIsAway(t *testing.T) {
 	var log strings.Builder
-	x, err := Start(t.Context(), Options{Endpoint: "http://127.0.0.1:1", Service: "ledgerd", NodeID: "n", Logger: slog.New(slog.NewTextHandler(&log, nil)), timeout: 200 * time.Millisecond})
+	x, err := Start(t.Context(), Options{Endpoint: "http://127.0.0.1:1", Service: "ledgerd", Instance: "n", Logger: slog.New(slog.NewTextHandler(&log, nil)), timeout: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
