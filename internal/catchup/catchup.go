@@ -47,8 +47,9 @@ type Options struct {
 	// Verify says whether note, signed by the key of a log, covers size and root. note is nil if no source can sign for the log: whoever
 	// accepts that relies on the sources alone.
 	Verify func(log ledger.Log, note []byte, size uint64, root merkle.Hash) error
-	// Parallel is the number of windows that are fetched at once, 0 for DefaultParallel. Each takes some MiB of memory.
-	Parallel int
+	// Parallel is the number of windows that are fetched at once, 0 for DefaultParallel, and Window their size in bytes, 0 for DefaultWindow.
+	// Their product, and one large chunk each, is what a catch-up takes of memory.
+	Parallel, Window int
 	// Stall is how long a source may give nothing before it is left out, 0 for DefaultStall.
 	Stall time.Duration
 	// Progress is told from time to time how far it is. Nil: nobody.
@@ -67,8 +68,8 @@ const (
 	DefaultParallel = 8
 	// DefaultStall is above any pause of a healthy peer, a garbage collection or a disk flush, and below the patience of operators.
 	DefaultStall = 10 * time.Second
-	// windowBytes is how much is fetched, verified and kept at a time. A signature and a call for each are nothing beside it.
-	windowBytes = 4 << 20
+	// DefaultWindow is how much is fetched, verified and kept at a time. A signature and a call for each are nothing beside it.
+	DefaultWindow = 4 << 20
 	// maxWindowEntries bounds a window of small entries.
 	maxWindowEntries = 16 << 10
 	// maxExports bounds the exports that are tried: each but the last one was wrong, or is older than the leader's log by now.
@@ -92,6 +93,9 @@ var (
 func Fetch(ctx context.Context, o Options) (*ledger.Stage, *ledger.Export, error) {
 	if o.Parallel <= 0 {
 		o.Parallel = DefaultParallel
+	}
+	if o.Window <= 0 {
+		o.Window = DefaultWindow
 	}
 	if o.Stall <= 0 {
 		o.Stall = DefaultStall

@@ -42,7 +42,7 @@ type fetched struct {
 }
 
 func newRun(o *Options, p *peers, stage *ledger.Stage, from Source) *run {
-	r := &run{o: o, p: p, stage: stage, from: from, logs: map[uint32]ledger.LogState{}, plan: stage.Missing(), every: windowBytes / 1024}
+	r := &run{o: o, p: p, stage: stage, from: from, logs: map[uint32]ledger.LogState{}, plan: stage.Missing(), every: uint64(o.Window)/1024 + 1}
 	for _, g := range stage.Export().Logs {
 		r.logs[g.Number] = g
 	}
@@ -118,14 +118,19 @@ func (r *run) take(ctx context.Context, w ledger.Range, got fetched) error {
 			return nil
 		}
 		err := r.keep(ctx, w.Log, before, got)
-		if errors.Is(err, ledger.ErrChunk) {
+		switch {
+		case errors.Is(err, errNothing):
+			r.p.failed(got.from, err)
+		case errors.Is(err, ledger.ErrChunk):
 			r.stage.Drop(w.Log)
 			if err := r.base(ctx, w.Log, before); err != nil {
 				return err
 			}
 			r.p.drop(got.from, err)
-		} else if err != nil {
+		case err != nil:
 			return err
+		default:
+			r.p.worked(got.from)
 		}
 		after, _ := r.stage.Head(w.Log)
 		if after.Size >= w.End {
@@ -149,7 +154,7 @@ func (r *run) keep(ctx context.Context, log uint32, before ledger.Head, got fetc
 		count, size = count+uint64(c.Count), size+uint64(c.Bytes())
 	}
 	if count == 0 {
-		return fmt.Errorf("%w: log %d: nothing came beyond entry %d", ledger.ErrChunk, log, before.Size)
+		return fmt.Errorf("log %d: %w beyond entry %d", log, errNothing, before.Size)
 	}
 	head, _ := r.stage.Head(log)
 	g := r.logs[log]
@@ -168,7 +173,7 @@ func (r *run) keep(ctx context.Context, log uint32, before ledger.Head, got fetc
 		return err
 	}
 	r.done.Entries, r.done.Bytes = r.done.Entries+count, r.done.Bytes+size
-	r.every = min(max(windowBytes/max(size/count, 1), 16), maxWindowEntries)
+	r.every = min(max(uint64(r.o.Window)/max(size/count, 1), 16), maxWindowEntries)
 	if r.o.Progress != nil {
 		r.o.Progress(r.done)
 	}
@@ -251,7 +256,6 @@ func (r *run) fetch(ctx context.Context, w ledger.Range) fetched {
 			return fetched{err: context.Cause(ctx)}
 		}
 		if got.err == nil {
-			r.p.worked(s)
 			r.addNote(ctx, w.Log, &got)
 			return got
 		}
@@ -263,7 +267,10 @@ func (r *run) fetch(ctx context.Context, w ledger.Range) fetched {
 	return fetched{err: r.p.none(fmt.Sprintf("entries [%d, %d) of log %d", w.First, w.End, w.Log), last)}
 }
 
-var errEnough = errors.New("enough for one window")
+var (
+	errEnough  = errors.New("enough for one window")
+	errNothing = errors.New("nothing came")
+)
 
 // fetchFrom gets a window from one source. What came before it failed is good.
 func (r *run) fetchFrom(ctx context.Context, s Source, w ledger.Range) (got fetched) {
@@ -271,7 +278,7 @@ func (r *run) fetchFrom(ctx context.Context, s Source, w ledger.Range) (got fetc
 	defer stop()
 	got.from = s
 	err := s.Chunks(ctx, w.Log, w.First, w.End, func(c ledger.Chunk) error {
-		if got.bytes >= windowBytes {
+		if got.bytes >= r.o.Window {
 			return errEnough
 		}
 		if err := context.Cause(ctx); err != nil {
@@ -289,7 +296,7 @@ func (r *run) fetchFrom(ctx context.Context, s Source, w ledger.Range) (got fetc
 		err = cause
 	}
 	if err == nil {
-		err = errors.New("nothing came")
+		err = errNothing
 	}
 	got.err = err
 	return got
