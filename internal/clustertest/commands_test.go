@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -35,10 +36,10 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"setup": setup, "found": found, "start": start, "begin": begin, "await": await,
 		"off": each((*machine).off), "crash": each(func(m *machine) error { return m.kill(100) }), "power-cut": each(func(m *machine) error { return m.kill(0) }),
 		"isolate": isolate, "disconnect": disconnect, "heal": heal, "skew": skew,
-		"wipe": wipe, "lose": lose, "copy": copyDisk, "flip": flip,
+		"wipe": wipe, "lose": lose, "occupy": occupy, "vacate": vacate, "pause": pause, "copy": copyDisk, "flip": flip,
 		"append": appendEvents, "append-batch": appendBatch, "read": readAll, "roles": roles,
 		"expect-size": expectSize, "expect-leader": expectLeader, "expect-status": expectStatus, "expect-log": expectLog, "expect-version": expectVersion,
-		"expect-warning": expectWarning, "expect-died": expectDied, "expect-appends": expectAppends, "expect-refused": expectRefused,
+		"expect-warning": expectWarning, "expect-died": expectDied, "expect-appends": expectAppends, "expect-refused": expectRefused, "expect-whole": expectWhole,
 		"add": add, "promote": promote, "demote": demote, "remove": remove, "replace": replace, "transfer": transfer,
 		"audit": func(w *world, _ *testscript.TestScript, _ []string) error { return w.audit() },
 	} {
@@ -235,6 +236,24 @@ func copyDisk(w *world, _ *testscript.TestScript, args []string) error {
 	from, to := w.machine(args[0]), w.machine(args[1])
 	to.disk = from.disk.CrashClone(vfs.CrashCloneCfg{})
 	return nil
+}
+
+// occupy NODE takes the port of a machine that is off; vacate NODE gives it back.
+func occupy(w *world, _ *testscript.TestScript, args []string) (err error) {
+	m := w.machine(args[0])
+	m.squatter, err = net.Listen("tcp", m.peer)
+	return err
+}
+
+func vacate(w *world, _ *testscript.TestScript, args []string) error {
+	return w.machine(args[0]).squatter.Close()
+}
+
+// pause DURATION lets nodes do what they do for so long.
+func pause(_ *world, _ *testscript.TestScript, args []string) error {
+	d, err := time.ParseDuration(args[0])
+	time.Sleep(d)
+	return err
 }
 
 // flip NODE changes a bit in the middle of the largest table of a node's state store, whether it runs or not.
@@ -628,6 +647,17 @@ func expectAppends(w *world, _ *testscript.TestScript, args []string) error {
 		m, err := w.who(args[0])
 		if err == nil {
 			err = w.append(m, []*lineage.Event{newEvent()})
+		}
+		return err == nil, fmt.Sprint(err)
+	})
+}
+
+// expect-whole NODE waits until a node reads all its entries, repairing itself on the way if need be.
+func expectWhole(w *world, _ *testscript.TestScript, args []string) error {
+	return until(args[0]+" reads all", func() (bool, string) {
+		m, err := w.who(args[0])
+		if err == nil {
+			_, err = m.leaves()
 		}
 		return err == nil, fmt.Sprint(err)
 	})

@@ -93,6 +93,8 @@ type machine struct {
 	maxCommand    uint8
 	trailing      uint64
 
+	squatter net.Listener // somebody else at its port
+
 	node   *node.Node // nil: off
 	server *grpc.Server
 	conn   *grpc.ClientConn
