@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"testing"
 	"time"
 
 	"github.com/provledger/provledger/client/lineage"
@@ -198,5 +200,33 @@ func (c *cluster) settle(h *history, w *traffic) {
 		h.count(acknowledged), h.count(notApplied), len(h.ops), len(h.notes), w.fences.Load(), w.sessions.Load(), w.own.Load())
 	if h.count(acknowledged) == 0 || w.fences.Load() == 0 || w.sessions.Load() == 0 || w.own.Load() == 0 {
 		c.t.Error("some kind of call was never answered: the test tests nothing")
+	}
+}
+
+// hearing is a testing.TB that notes errors instead of failing.
+type hearing struct {
+	testing.TB
+	heard []string
+}
+
+func (l *hearing) Helper() {}
+func (l *hearing) Errorf(format string, args ...any) {
+	l.heard = append(l.heard, fmt.Sprintf(format, args...))
+}
+
+// TestReaderBites: a fenced read that shows less than somebody was told of is noticed. (The other invariants: TestAuditorBites.)
+func TestReaderBites(t *testing.T) {
+	d := start(t, t.TempDir(), "")
+	l := &hearing{TB: t}
+	w := &traffic{c: &cluster{t: l, members: []*member{{conn: d.dial()}}}, h: newHistory()}
+	r := dice(t)
+	w.readFenced(t.Context(), r)
+	if len(l.heard) != 0 || w.fences.Load() != 1 {
+		t.Fatalf("a read of what is there: %v, %d answered", l.heard, w.fences.Load())
+	}
+	w.h.told(1000)
+	w.readFenced(t.Context(), r)
+	if len(l.heard) != 1 || !strings.Contains(l.heard[0], "S7") {
+		t.Errorf("a read that shows less than what was acknowledged: %v", l.heard)
 	}
 }
