@@ -185,6 +185,9 @@ func (s *Store) DurableValue(key []byte) (value []byte, ok bool, err error) {
 // Flush makes everything written so far durable, or returns when ctx ends. AsyncFlush itself may block on a stalled store, so it runs
 // in a goroutine of its own; that goroutine ends with the flush.
 func (s *Store) Flush(ctx context.Context) error {
+	if ctx.Err() != nil { // else a flush that is quick might win
+		return fmt.Errorf("flush the %s store: %w", s.o.Name, context.Cause(ctx))
+	}
 	done := make(chan error, 1)
 	s.flushes.Add(1)
 	go func() {

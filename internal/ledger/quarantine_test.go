@@ -242,7 +242,7 @@ func TestFlippedBitsOnDisk(t *testing.T) {
 		}
 	}
 	t.Logf("%d refused, %d quarantined, %d harmless, %d older", refused, quarantined, harmless, older)
-	if refused == 0 || quarantined == 0 {
+	if quarantined == 0 || refused == 0 && !testing.Short() {
 		t.Error("this test tests nothing")
 	}
 }
