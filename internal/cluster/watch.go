@@ -76,6 +76,7 @@ func (c *Controller) announce() {
 // follow forgets what is a leader's to know.
 func (c *Controller) follow() {
 	c.clock.Store(nil)
+	c.ahead.Store(0)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.term == 0 {

@@ -65,6 +65,7 @@ func answer[Q readRequest, R any, P interface {
 		return nil, annotate(err, "leader", hint)
 	}
 	_ = grpc.SetHeader(ctx, metadata.Pairs(leaderHeader, hint))
+	s.o.Metrics.attempted(0, false)
 	return attempt(ctx, s, cc, there[R, P](method, r))
 }
 

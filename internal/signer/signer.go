@@ -151,7 +151,7 @@ func (s *Signer) log(origin string) (*logSigner, error) {
 // node that does not serve its trees, being quarantined, signs nothing (S13). Errors wrap ErrNoKey, ErrFork or ErrBehind, or are those of Tree.
 func (s *Signer) Checkpoint(origin string, size uint64, root merkle.Hash) ([]byte, error) {
 	note, err := s.checkpoint(origin, size, root)
-	if errors.Is(err, ErrFork) || errors.Is(err, ErrBehind) {
+	if errors.Is(err, ErrFork) { // not ErrBehind: a follower that has just come back is that for a moment
 		s.refused.Add(1)
 	}
 	return note, err

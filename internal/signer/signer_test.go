@@ -238,10 +238,14 @@ func TestNeverTwoRoots(t *testing.T) {
 				}
 			}
 			w.set(origin, honest[:60])
+			_, before := s.Counts()
 			for _, size := range []uint64{30, 59} {
 				if _, err := s.Checkpoint(origin, size, honest[size]); !errors.Is(err, ErrBehind) {
 					t.Errorf("size %d of a tree that has not reached what was signed: %v", size, err)
 				}
+			}
+			if _, after := s.Counts(); after != before {
+				t.Errorf("%d refusals are counted of a tree that is merely behind", after-before)
 			}
 		}
 		w.set(origin, honest)
