@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/provledger/provledger/internal/catchup"
@@ -79,12 +79,8 @@ func (n *Node) follow(ctx context.Context) {
 			continue // a repair does it
 		}
 		n.catchingUp.Store(true)
-		n.counted.catchUps.Add(1)
-		err := n.catchUp(ctx, b)
+		err := n.counting(func() error { return n.catchUp(ctx, b) })
 		n.catchingUp.Store(false)
-		if err != nil {
-			n.counted.catchUpsFailed.Add(1)
-		}
 		select { // what was asked for meanwhile has been done, or is asked for again
 		case <-n.behind:
 		default:
@@ -196,9 +192,45 @@ func (n *Node) restartRaft(ctx context.Context, between func(context.Context) er
 	return failed
 }
 
-// progress is how far a catch-up is, for metrics and for whoever asks.
+// progress is how far a catch-up is, and what all of them have fetched.
 type progress struct {
-	p atomic.Pointer[catchup.Progress]
+	mu             sync.Mutex
+	now            catchup.Progress
+	entries, bytes uint64
 }
 
-func (p *progress) set(now catchup.Progress) { p.p.Store(&now) }
+// counting counts a catch-up, of whichever kind.
+func (n *Node) counting(run func() error) error {
+	n.counted.catchUps.Add(1)
+	n.progress.begin()
+	err := run()
+	if err != nil {
+		n.counted.catchUpsFailed.Add(1)
+	}
+	return err
+}
+
+// begin says that what is told next is of another catch-up.
+func (p *progress) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.now = catchup.Progress{}
+}
+
+func (p *progress) set(now catchup.Progress) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last := p.now
+	if now.Entries < last.Entries || now.Total != last.Total { // another export was taken; what was fetched for the one before is kept
+		last = catchup.Progress{}
+	}
+	p.entries, p.bytes = p.entries+now.Entries-last.Entries, p.bytes+now.Bytes-last.Bytes
+	p.now = now
+}
+
+// figures returns what was fetched since the start, and how many entries the catch-up still lacks.
+func (p *progress) figures() (entries, bytes, missing uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.entries, p.bytes, p.now.Total - min(p.now.Entries, p.now.Total)
+}

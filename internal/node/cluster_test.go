@@ -265,12 +265,23 @@ func TestClusterCatchUp(t *testing.T) {
 	})
 	c.start(away)
 	c.settled()
+	caughtUp := func(least float64) {
+		t.Helper()
+		eventually(t, "end of the catch-up", func() bool { return scrape(t, c.nodes[away])["catchup_running"] == 0 })
+		m := scrape(t, c.nodes[away])
+		if m["catchup_runs_total"] < 1 || m["catchup_entries_total"] < least || m["catchup_bytes_total"] < 100*least || m["catchup_missing_entries"] != 0 {
+			t.Errorf("%v catch-ups fetched %v entries, %v bytes, and %v are missing; %v were at least", m["catchup_runs_total"], m["catchup_entries_total"],
+				m["catchup_bytes_total"], m["catchup_missing_entries"], least)
+		}
+	}
+	caughtUp(100)
 	c.stop(away)
 	if err := os.RemoveAll(filepath.Join(c.dir, fmt.Sprintf("n%d", away), stateDir)); err != nil {
 		t.Fatal(err)
 	}
 	c.start(away)
 	c.settled()
+	caughtUp(150)
 	c.append(c.leader(), 10)
 	c.settled()
 	if err := c.nodes[away].Ledger().Check(t.Context()); err != nil {

@@ -2,26 +2,79 @@ package node
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/provledger/provledger/internal/consensus"
+	"github.com/provledger/provledger/internal/sequencer"
 	"github.com/provledger/provledger/internal/telemetry"
 )
 
-// counted is what nobody else counts.
+// counted is what nobody else counts, and what was counted by parts that a catch-up or a repair has replaced: a counter counts since the
+// process started.
 type counted struct {
 	quarantines, catchUps, catchUpsFailed atomic.Uint64 // repairs are catch-ups too
 	durations                             *telemetry.Durations
+	appends                               sequencer.Metrics // of all sequencers
+
+	mu   sync.Mutex
+	raft consensus.Stats // sums of instances that are closed; its counters only
 }
 
 // registerMetrics exposes what the node is doing. Nothing here decides anything: without it the node behaves the same.
-func (n *Node) registerMetrics() { n.c.Registry.MustRegister(telemetry.NewCollector(n.snapshot)) }
+func (n *Node) registerMetrics() {
+	var mu sync.Mutex
+	var last telemetry.Snapshot
+	closed := false
+	n.c.Registry.MustRegister(telemetry.NewCollector(func() telemetry.Snapshot {
+		mu.Lock()
+		defer mu.Unlock()
+		if !closed { // a closed store must not be asked, and a scrape may be under way when the node stops
+			last = n.snapshot()
+		}
+		return last
+	}))
+	n.opened(func(context.Context) error {
+		mu.Lock()
+		defer mu.Unlock()
+		closed = true
+		return nil
+	})
+}
+
+// replaceRaft puts a raft instance in the place of one that is closed.
+func (n *Node) replaceRaft(c *consensus.Consensus) {
+	n.counted.mu.Lock()
+	defer n.counted.mu.Unlock()
+	if old := n.consensus.Swap(c); old != nil {
+		n.counted.raft = add(old.Stats(), &n.counted.raft)
+	}
+}
+
+// raftStats returns the raft instance that runs, and its figures with all that was counted before it.
+func (n *Node) raftStats() (*consensus.Consensus, consensus.Stats) {
+	n.counted.mu.Lock()
+	defer n.counted.mu.Unlock()
+	c := n.raft()
+	return c, add(c.Stats(), &n.counted.raft)
+}
+
+// add returns s with the counters of before added.
+func add(s consensus.Stats, before *consensus.Stats) consensus.Stats {
+	s.Snapshots += before.Snapshots
+	s.SnapshotFailures += before.SnapshotFailures
+	s.FenceReads += before.FenceReads
+	s.FenceRounds += before.FenceRounds
+	s.FencesFailed += before.FencesFailed
+	return s
+}
 
 // snapshot is what a scrape sees.
 func (n *Node) snapshot() telemetry.Snapshot {
 	st := backend{n}.Status(context.Background())
-	c, r := n.core.Load(), n.raft()
-	stats := r.Stats()
+	c := n.core.Load()
+	r, stats := n.raftStats()
 	s := telemetry.Snapshot{
 		State: st.State, Ready: st.NotReady == "", Quarantined: st.Quarantine != "", Version: n.c.Version,
 		Applied: st.Applied, Durable: st.Durable, FreeBytes: st.FreeBytes, SpansLost: n.c.Telemetry.Dropped(),
@@ -56,11 +109,9 @@ func (n *Node) snapshot() telemetry.Snapshot {
 		}
 		s.Raft.Followers = append(s.Raft.Followers, y)
 	}
-	if p := n.progress.p.Load(); p != nil {
-		s.CatchUp.Bytes, s.CatchUp.Entries = p.Bytes, p.Entries
-		if s.CatchUp.Running {
-			s.CatchUp.MissingEntries = p.Total - min(p.Entries, p.Total)
-		}
+	var missing uint64
+	if s.CatchUp.Entries, s.CatchUp.Bytes, missing = n.progress.figures(); s.CatchUp.Running {
+		s.CatchUp.MissingEntries = missing
 	}
 	if n.control != nil && stats.Leader {
 		s.Clock.Ahead, s.Clock.Refuses = n.control.ClockAhead(), n.control.AppendAllowed() != nil

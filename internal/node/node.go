@@ -496,6 +496,7 @@ func (n *Node) openCore() error {
 		Ledger: l, Proposer: proposer{n}, Now: n.c.Now, Random: random, Admit: n.admit,
 		Logger: n.c.Logger, OriginHost: n.c.OriginHost, VKey: n.signer.VKey,
 		Passed: n.c.Telemetry.Append(), Committed: func(d time.Duration) { n.counted.durations.Commit.Observe(d.Seconds()) },
+		Metrics: &n.counted.appends,
 	})
 	n.core.Store(&core{ledger: l, sequencer: s})
 	return nil
@@ -515,7 +516,7 @@ func (n *Node) startRaft() error {
 	if err != nil {
 		return err
 	}
-	n.consensus.Store(c)
+	n.replaceRaft(c)
 	return nil
 }
 

@@ -49,10 +49,9 @@ func (n *Node) mend(ctx context.Context) {
 			return
 		}
 		for n.Ledger().Quarantined() != nil {
-			n.counted.catchUps.Add(1)
-			if err := n.repair(ctx); err == nil {
+			if err := n.counting(func() error { return n.repair(ctx) }); err == nil {
 				break
-			} else if n.counted.catchUpsFailed.Add(1); ctx.Err() == nil {
+			} else if ctx.Err() == nil {
 				n.c.Logger.Error("repair failed; it is tried again", "err", err)
 			}
 			if pause(ctx, catchUpRetry) != nil {
@@ -177,7 +176,11 @@ func (n *Node) rescue(ctx context.Context, why error) error {
 	}
 	n.c.Logger.Error("the state store cannot be opened; it is fetched anew from the peers", "err", why, "peers", addresses)
 	for {
-		if _, err = n.buildState(ctx, n.sources(addresses...), max(first, 1)-1); err == nil {
+		err = n.counting(func() error {
+			_, err := n.buildState(ctx, n.sources(addresses...), max(first, 1)-1)
+			return err
+		})
+		if err == nil {
 			break
 		}
 		n.c.Logger.Error("repair failed; it is tried again", "err", err)

@@ -39,7 +39,7 @@ func (r Reason) String() string {
 }
 
 // Metrics returns the counters.
-func (s *Sequencer) Metrics() *Metrics { return &s.m }
+func (s *Sequencer) Metrics() *Metrics { return s.m }
 
 // QueuedBytes is how much is waiting or in flight, as senders count it.
 func (s *Sequencer) QueuedBytes() int64 { return s.queued.Load() }

@@ -141,7 +141,7 @@ func TestRejections(t *testing.T) {
 
 // When nobody wants to know, nothing is timed and nothing allocated.
 func TestUnfollowedCostsNothing(t *testing.T) {
-	s := &Sequencer{}
+	s := &Sequencer{m: new(Metrics)}
 	f := &flight{parts: []part{{p: &pending{}}, {p: &pending{}}}}
 	if n := testing.AllocsPerRun(100, func() {
 		s.depart(f)

@@ -8,6 +8,7 @@
 package sequencer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,6 +87,8 @@ type Options struct {
 	// Nil: nobody is told, and nothing is timed.
 	Passed    func(context.Context, Passage)
 	Committed func(time.Duration)
+	// Metrics are where it counts, so that one that takes its place after a repair counts on. Nil: its own.
+	Metrics *Metrics
 }
 
 // Request asks for events to be recorded, all or none.
@@ -121,7 +124,7 @@ type Sequencer struct {
 	done   chan struct{}
 	keys   keySource
 	names  names
-	m      Metrics
+	m      *Metrics
 
 	distrust atomic.Pointer[distrust]
 
@@ -171,7 +174,7 @@ func start(o Options, remember int) *Sequencer {
 	s := &Sequencer{
 		o: o, queue: make(chan *pending, 1024), stop: make(chan struct{}), done: make(chan struct{}),
 		specs: newSpecs(maxSpecs, maxIDs), landed: make(chan *flight, maxInFlight), keys: keySource{random: o.Random}, remember: remember,
-		unsettled: true,
+		unsettled: true, m: cmp.Or(o.Metrics, new(Metrics)),
 	}
 	go s.run()
 	return s

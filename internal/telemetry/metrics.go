@@ -83,10 +83,9 @@ type Signer struct {
 
 // CatchUp is how this node fetches from peers what the raft log no longer has, or what its own store lost.
 type CatchUp struct {
-	Running        bool
-	Runs, Failed   uint64
-	Bytes, Entries uint64 // of the newest run, so the counters begin anew with each
-	MissingEntries uint64 // of the run that goes on
+	Running                      bool
+	Runs, Failed, Bytes, Entries uint64
+	MissingEntries               uint64 // of the run that goes on
 }
 
 // Fence are the rounds of questions behind linearizable reads, asked by a leader.
