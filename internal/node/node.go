@@ -491,7 +491,6 @@ func (n *Node) openCore() error {
 	if err != nil {
 		return err
 	}
-	l.OnQuarantine(n.onQuarantine)
 	s := sequencer.New(sequencer.Options{
 		Ledger: l, Proposer: proposer{n}, Now: n.c.Now, Random: random, Admit: n.admit,
 		Logger: n.c.Logger, OriginHost: n.c.OriginHost, VKey: n.signer.VKey,
@@ -499,6 +498,7 @@ func (n *Node) openCore() error {
 		Metrics: &n.counted.appends,
 	})
 	n.core.Store(&core{ledger: l, sequencer: s})
+	l.OnQuarantine(n.onQuarantine) // at once, if the store was found damaged already
 	return nil
 }
 
