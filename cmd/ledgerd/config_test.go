@@ -162,13 +162,15 @@ func TestUnknownKeys(t *testing.T) {
 func TestAllFaultsAreListed(t *testing.T) {
 	_, _, err := loaded(t, "nonsense: 1\n", []string{"LEDGERD_LOCK_TIMEOUT=soon"},
 		"--data=", "--grpc-address=0.0.0.0:99999", "--http-address=here", "--tls-cert=/nowhere", "--insecure=maybe",
-		"--origin-host=My_Host", "--shutdown-timeout=0s", "--log-format=xml", "--log-level=loud")
+		"--origin-host=My_Host", "--shutdown-timeout=0s", "--log-format=xml", "--log-level=loud",
+		"--otlp-endpoint=grpc://collector")
 	if err == nil {
 		t.Fatal("accepted")
 	}
 	for _, want := range []string{
 		"nonsense", "LEDGERD_LOCK_TIMEOUT", "data: is empty", `grpc-address: port "99999"`, `http-address: "here"`, "tls-cert: and tls-key go together",
 		"--insecure", "origin-host:", "shutdown-timeout: 0s", `log-format: "xml"`, `log-level: "loud"`,
+		`otlp-endpoint: "grpc://collector" has the scheme "grpc"`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the fault %q is not in:\n%v", want, err)
