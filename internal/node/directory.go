@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/signer"
+	"github.com/provledger/provledger/internal/tlsfile"
 )
 
 // Files of a ledger directory. FORMAT is written last and in one step: a directory without it is not a ledger yet, and what a broken
@@ -193,8 +193,8 @@ func readPrivate(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if mode := info.Mode().Perm(); runtime.GOOS != "windows" && mode&0o077 != 0 {
-		return nil, fmt.Errorf("%s can be read by others (mode %04o): chmod 600 it", file, mode)
+	if err := tlsfile.Private(file, info); err != nil {
+		return nil, err
 	}
 	return io.ReadAll(io.LimitReader(f, maxFormatBytes))
 }

@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// private reports why a key file is not private enough. A process that is not root can read root's file through its group only, and
+// Private reports why a file with a key or a secret is not private enough. A process that is not root can read root's file through its group only, and
 // whoever sets that group chose it.
-func private(path string, info os.FileInfo) error {
+func Private(path string, info os.FileInfo) error {
 	forbidden := os.FileMode(0o077)
 	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid == 0 {
 		forbidden = 0o037

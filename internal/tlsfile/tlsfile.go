@@ -166,7 +166,7 @@ func readFile(path string, secret bool) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := private(path, info); err != nil {
+		if err := Private(path, info); err != nil {
 			return nil, err
 		}
 	}
