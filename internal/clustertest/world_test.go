@@ -26,6 +26,7 @@ import (
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/devca"
+	"github.com/provledger/provledger/internal/localcluster"
 	"github.com/provledger/provledger/internal/node"
 	"github.com/provledger/provledger/internal/tlsfile"
 )
@@ -149,14 +150,12 @@ func (w *world) machine(name string) *machine {
 	if i := slices.IndexFunc(w.machines, func(m *machine) bool { return m.name == name }); i >= 0 {
 		return w.machines[i]
 	}
-	// A port of its own that nobody else is given meanwhile: it is held until a node takes it.
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ports, err := localcluster.FreePorts(1)
 	if err != nil {
 		panic(err)
 	}
-	defer l.Close()
 	m := &machine{
-		w: w, name: name, peer: l.Addr().String(), disk: vfs.NewCrashableMem(), secret: filepath.Join(w.dir, "secret"), ca: w.ca,
+		w: w, name: name, peer: fmt.Sprintf("127.0.0.1:%d", ports[0]), disk: vfs.NewCrashableMem(), secret: filepath.Join(w.dir, "secret"), ca: w.ca,
 	}
 	w.machines = append(w.machines, m)
 	return m

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/provledger/provledger/internal/devca"
+	"github.com/provledger/provledger/internal/localcluster"
 	ledgerv1 "github.com/provledger/provledger/proto/ledger/v1"
 )
 
@@ -155,12 +156,11 @@ func (c *cluster) add(dir string) *member {
 // freePort is a port that was free a moment ago.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ports, err := localcluster.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", ports[0])
 }
 
 // certify gives a node a new certificate.

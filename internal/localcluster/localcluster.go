@@ -230,15 +230,7 @@ func choosePorts(first, nodes, base int) ([]int, error) {
 		}
 		return ports, nil
 	}
-	for range 3 * nodes {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("find free ports: %w", err)
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
+	return FreePorts(3 * nodes)
 }
 
 // credentials makes the authority and the secret, unless they are there. A cluster that exists and lost its secret is not given another

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/devca"
+	"github.com/provledger/provledger/internal/localcluster"
 	"github.com/provledger/provledger/internal/sequencer"
 	"github.com/provledger/provledger/internal/tlsfile"
 )
@@ -27,15 +27,14 @@ type trio struct {
 	edit    func(i int, c *Config)
 }
 
-// freeAddress is a port that nobody has at the moment.
+// freeAddress is an address that nobody listens on.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ports, err := localcluster.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", ports[0])
 }
 
 func newTrio(t *testing.T, n int) *trio {
