@@ -21,7 +21,7 @@ import (
 	ledgerv1 "github.com/provledger/provledger/proto/ledger/v1"
 )
 
-// steadyHeartbeat is for tests that ask who did what: leadership stays where it is on a machine under load.
+// steadyHeartbeat is for a test that asks who did what: leadership stays where it is on a machine under load.
 const steadyHeartbeat = 2 * time.Second
 
 // scrape is what a node exports at the moment: a value for each series, named as in the text format. A histogram has its count.
