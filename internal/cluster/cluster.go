@@ -210,10 +210,6 @@ func (m membership) at(address string) *consensus.Server {
 	return nil
 }
 
-func (m membership) voters() []consensus.Server {
-	return slices.DeleteFunc(slices.Clone(m.servers), func(s consensus.Server) bool { return !s.Voter })
-}
-
 func (c *Controller) membership() membership {
 	servers, index := c.o.Raft.Servers()
 	return membership{servers, index}

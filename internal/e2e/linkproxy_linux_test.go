@@ -90,15 +90,6 @@ func (l *links) both(a, b int, r rule) {
 	l.set(b, a, r)
 }
 
-// isolate cuts a node off from all others.
-func (l *links) isolate(node, nodes int) {
-	for other := range nodes {
-		if other != node {
-			l.both(node, other, rule{cut: true})
-		}
-	}
-}
-
 // heal takes all rules away.
 func (l *links) heal() {
 	l.mu.Lock()

@@ -215,7 +215,7 @@ func (n *node) transport(t testing.TB) *raft.NetworkTransport {
 func echo(from *raft.NetworkTransport, to *node) error {
 	var answer raft.AppendEntriesResponse
 	err := from.AppendEntries("", to.raftAddress(), &raft.AppendEntriesRequest{
-		Term: 41, Leader: []byte("x"), Entries: []*raft.Log{{Index: 1, Data: bytes.Repeat([]byte{7}, 100_000)}},
+		Term: 41, RPCHeader: raft.RPCHeader{Addr: []byte("x")}, Entries: []*raft.Log{{Index: 1, Data: bytes.Repeat([]byte{7}, 100_000)}},
 	}, &answer)
 	if err == nil && (!answer.Success || answer.Term != 42) {
 		err = errors.New("another answer than was sent")

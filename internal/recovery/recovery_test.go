@@ -83,12 +83,11 @@ func copyDir(t testing.TB, from, to string) {
 
 // survivor is the directory of one node of three whose two peers are gone. Its state store is older than its raft log, as after a crash.
 type survivor struct {
-	dir        string
-	id         node.Identity
-	old, kept  []byte // checkpoints: of the state store, and of the whole log
-	keptSize   uint64
-	lost       []byte // of what only the lost nodes had
-	stateIndex uint64
+	dir       string
+	id        node.Identity
+	old, kept []byte // checkpoints: of the state store, and of the whole log
+	keptSize  uint64
+	lost      []byte // of what only the lost nodes had
 }
 
 func newSurvivor(t testing.TB) *survivor {

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/provledger/provledger/internal/cluster"
 	"github.com/provledger/provledger/internal/ledger"
@@ -131,8 +130,6 @@ func ours(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // leading is a change that the leader makes.
 type leading[R any] struct {
-	method string
-	req    proto.Message
 	local  func(context.Context) (R, error)
 	remote func(context.Context, grpc.ClientConnInterface) (R, error)
 	// again permits another attempt after one of unknown outcome.

@@ -172,7 +172,7 @@ func (n *pairNode) apply() {
 		p.mu.Lock()
 		n.has++
 		if p.leader == n.n && e.term == p.term {
-			n.has-- // until it is answered it counts as in flight
+			n.has--  // until it is answered it counts as in flight
 			p.step() // between Apply and the answer
 			n.has++
 			e.resolve(out, nil)
