@@ -34,6 +34,7 @@ const (
 //     would occupy raft's main goroutine, which votes, and go on with an instance whose idea of the log is stale
 //     (hashicorp/raft issue 697). See install.
 //   - A follower whose log was emptied after it caught up: see rebase.
+//   - A heartbeat never touches raft's state on another goroutine than raft's: see SetHeartbeatHandler.
 //   - A leader that cannot reach a follower tries again at a steady pace, see AppendEntries.
 //   - What is known of the progress of followers is written down, see Consensus.Followers.
 type transport struct {
@@ -49,6 +50,10 @@ type transport struct {
 	consumer   chan raft.RPC
 	stop, done chan struct{}
 	closeOnce  sync.Once
+
+	beat    chan raft.RPC // a heartbeat that was answered, see heartbeat
+	relayed chan struct{} // closed when relay has ended
+	now     func() standing
 
 	mu        sync.Mutex
 	term      uint64 // of what followers holds
@@ -73,10 +78,13 @@ var errInterrupted = errors.New("consensus: not sent any more")
 
 // newTransport wraps inner, which raft must be able to hold a pre-vote over.
 func newTransport(inner raft.Transport, self raft.ServerAddress, name func(raft.ServerID, raft.ServerAddress) raft.ServerAddress) *transport {
-	return &transport{
+	t := &transport{
 		Transport: inner, self: self, name: name, ready: make(chan struct{}), consumer: make(chan raft.RPC),
 		stop: make(chan struct{}), done: make(chan struct{}), followers: map[raft.ServerID]progress{},
+		beat: make(chan raft.RPC, 1), relayed: make(chan struct{}),
 	}
+	t.now = t.standing
+	return t
 }
 
 // start lets messages through to raft, which n owns.
@@ -84,6 +92,7 @@ func (t *transport) start(n *Consensus) {
 	t.node = n
 	close(t.ready)
 	go t.receive()
+	go t.relay()
 }
 
 // Close implements raft.WithClose. raft calls it when none of its goroutines is left.
@@ -93,6 +102,7 @@ func (t *transport) Close() (err error) {
 		select {
 		case <-t.ready:
 			<-t.done
+			<-t.relayed
 		default: // never started
 		}
 		if n, ok := t.Transport.(*raft.NetworkTransport); ok {
