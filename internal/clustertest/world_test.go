@@ -44,9 +44,10 @@ const (
 
 // world is one script's machines, and the network between them.
 type world struct {
-	dir      string // for what has to be real files
+	dir string // for what has to be real files
+	ca  *devca.CA
+	// machines grows in the script's goroutine, which reads it without the lock.
 	machines []*machine
-	ca       *devca.CA
 
 	mu    sync.Mutex
 	cut   map[[2]string]bool // unordered pair of names, both ways
@@ -157,7 +158,9 @@ func (w *world) machine(name string) *machine {
 	m := &machine{
 		w: w, name: name, peer: fmt.Sprintf("127.0.0.1:%d", ports[0]), disk: vfs.NewCrashableMem(), secret: filepath.Join(w.dir, "secret"), ca: w.ca,
 	}
+	w.mu.Lock()
 	w.machines = append(w.machines, m)
+	w.mu.Unlock()
 	return m
 }
 
@@ -214,11 +217,13 @@ func (w *world) reconnect(name string) {
 // dial is how the nodes of a machine reach others.
 func (m *machine) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	to := ""
+	m.w.mu.Lock()
 	for _, other := range m.w.machines {
 		if other.peer == address {
 			to = other.name
 		}
 	}
+	m.w.mu.Unlock()
 	isCut := func() bool {
 		m.w.mu.Lock()
 		defer m.w.mu.Unlock()
