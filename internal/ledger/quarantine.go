@@ -31,6 +31,9 @@ func (l *Ledger) OnQuarantine(fn func(error)) {
 	}
 }
 
+// Quarantine takes this node out of service for something that was found outside, such as that its history is not that of its peers.
+func (l *Ledger) Quarantine(why error) { l.enterQuarantine(why) }
+
 // enterQuarantine stops this node from applying, signing and serving. The damage is in memory or in the store; the raft log is not
 // touched, so the state can be rebuilt. It may be called from anywhere, the middle of a read included: nobody reads while holding mu.
 func (l *Ledger) enterQuarantine(why error) {

@@ -79,12 +79,18 @@ func (b backend) Member(r peer.Remote) bool {
 	return ok
 }
 
-// Term implements peerapi.Backend.
+// Term implements peerapi.Backend. An instance that has ended does not know what the next one has voted for; a term that is not known is 0, which
+// confirms nothing to nobody.
 func (b backend) Term() uint64 {
-	if c := b.n.consensus.Load(); c != nil {
-		return c.Term()
+	c := b.n.consensus.Load()
+	if c == nil {
+		return 0
 	}
-	return 0
+	term := c.Term()
+	if b.n.restarting.Load() || c != b.n.consensus.Load() {
+		return 0
+	}
+	return term
 }
 
 // ReadIndex implements peerapi.Backend.
@@ -110,10 +116,11 @@ func (b backend) Ledger() (*ledger.Ledger, func(), error) {
 	if c == nil {
 		return nil, nil, peerapi.ErrFresh
 	}
+	c.users.Add(1) // before looking: a repair that sees no user closes the store
 	if err := c.ledger.Quarantined(); err != nil {
+		c.users.Add(-1)
 		return nil, nil, err
 	}
-	c.users.Add(1)
 	return c.ledger, func() { c.users.Add(-1) }, nil
 }
 
@@ -188,11 +195,11 @@ func (k *keyCheck) look(n *Node, logs uint64) *keyAnswer {
 	return a
 }
 
-// waitUnused returns when no peer reads from the core any more, or an error after a while.
+// waitUnused returns when no peer and no controller reads from the core any more, or an error after a while.
 func (c *core) waitUnused(ctx context.Context) error {
 	for c.users.Load() > 0 {
 		if err := pause(ctx, 10*time.Millisecond); err != nil {
-			return fmt.Errorf("%d peers still read from it: %w", c.users.Load(), err)
+			return fmt.Errorf("%d calls of peers still read from it: %w", c.users.Load(), err)
 		}
 	}
 	return nil

@@ -25,8 +25,12 @@ const (
 	stateOld = "state.damaged"
 	// catchUpRetry is the pause after a catch-up that failed.
 	catchUpRetry = 2 * time.Second
-	// restartTimeout bounds how long raft takes to stop for a switch. It has nothing in flight that matters: this node does not lead.
-	restartTimeout = 10 * time.Second
+	// vacateTimeout is how long a damaged store may go on being read from: calls of peers last 20 seconds at most, and streams of clients end when
+	// they are told to, but for those that wait for the client. raft runs meanwhile.
+	vacateTimeout = 40 * time.Second
+	// restartTimeout bounds each step of a switch: raft's end, which waits for an Apply on a store that a catch-up has just filled, and the flush
+	// of what was installed. A disk that hangs is noticed sooner.
+	restartTimeout = time.Minute
 )
 
 // install is the content of installFile.
@@ -66,31 +70,41 @@ func (n *Node) sources(addresses ...string) []catchup.Source {
 	return out
 }
 
-// follow brings this node forward whenever the leader says that it is behind the leader's log, until ctx ends.
-func (n *Node) follow(ctx context.Context) {
+// tend brings this node forward whenever the leader says that it is behind the leader's log, and repairs it whenever it is quarantined, until
+// ctx ends. One goroutine does both: a repair closes the store that a catch-up writes to.
+func (n *Node) tend(ctx context.Context) {
 	for {
-		var b consensus.Behind
 		select {
-		case b = <-n.behind:
+		case b := <-n.behind:
+			n.follow(ctx, b)
+		case <-n.damaged:
+			n.mend(ctx)
 		case <-ctx.Done():
 			return
 		}
-		if n.Ledger().Quarantined() != nil {
-			continue // a repair does it
-		}
-		n.catchingUp.Store(true)
-		err := n.counting(func() error { return n.catchUp(ctx, b) })
-		n.catchingUp.Store(false)
-		select { // what was asked for meanwhile has been done, or is asked for again
-		case <-n.behind:
-		default:
-		}
-		if err != nil && ctx.Err() == nil {
-			n.c.Logger.Error("catch-up failed; it is tried again", "err", err)
-			if pause(ctx, catchUpRetry) != nil {
-				return
-			}
-		}
+	}
+}
+
+// follow does one catch-up.
+func (n *Node) follow(ctx context.Context, b consensus.Behind) {
+	if n.Ledger().Quarantined() != nil {
+		return // a repair does it
+	}
+	n.catchingUp.Store(true)
+	err := n.counting(func() error { return n.catchUp(ctx, b) })
+	n.catchingUp.Store(false)
+	select { // what was asked for meanwhile has been done, or is asked for again
+	case <-n.behind:
+	default:
+	}
+	switch {
+	case err == nil || ctx.Err() != nil:
+	case errors.Is(err, ledger.ErrDiverged):
+		// What is here cannot be continued, however often that is tried.
+		n.Ledger().Quarantine(err)
+	default:
+		n.c.Logger.Error("catch-up failed; it is tried again", "err", err)
+		_ = pause(ctx, catchUpRetry) // or until ctx ends, which ends tend
 	}
 }
 
@@ -122,9 +136,15 @@ func (n *Node) catchUp(ctx context.Context, b consensus.Behind) error {
 			return err
 		}
 		if err := stage.Install(ctx); err != nil {
-			return err
+			if l.Applied().Index < export.Index { // nothing has changed: the log that there is still fits
+				return errors.Join(err, n.dir.remove(installFile))
+			}
+			n.die("the state was moved forward, and is not known to be durable", err)
 		}
-		return n.finishInstall()
+		if err := n.finishInstall(); err != nil {
+			n.die("the raft log cannot be made to fit the state", err)
+		}
+		return nil
 	})
 	if err == nil {
 		n.c.Logger.Info("caught up", "applied", l.Applied().Index, "took", time.Since(start).Round(time.Millisecond))
@@ -141,14 +161,17 @@ func (n *Node) mark(i install) error {
 	return n.dir.write(installFile, b, false)
 }
 
-// finishInstall makes the raft log fit the durable state and removes the marker. Done twice it changes nothing.
+// finishInstall makes the raft log fit the durable state and removes the marker. Done twice it changes nothing. A state that holds nothing yet is
+// that of a new node which was stopped before its first installation, and needs no log.
 func (n *Node) finishInstall() error {
 	p, err := n.Ledger().Durable()
 	if err != nil {
 		return err
 	}
-	if err := consensus.ResetLog(n.log, consensus.Position(p)); err != nil {
-		return err
+	if p.Index > 0 {
+		if err := consensus.ResetLog(n.log, consensus.Position(p)); err != nil {
+			return err
+		}
 	}
 	return n.dir.remove(installFile)
 }
@@ -169,23 +192,38 @@ func (n *Node) pendingInstall() (*install, error) {
 	return &i, nil
 }
 
-// restartRaft stops raft, has something done to log and state that raft may not see, and starts it anew. If that fails half-way the process
-// ends: a node without raft is of no use, and the next start finds either state whole.
+// floor is the raft index that a state store must have come to for this node's raft log to continue it.
+func (n *Node) floor() (uint64, error) {
+	first, err := n.log.FirstIndex()
+	if first == 0 { // empty, and says what comes next
+		first = n.log.NextIndex()
+	}
+	return first - 1, err
+}
+
+// errClosing: the node closes, and nothing was begun.
+var errClosing = errors.New("the node is closing")
+
+// restartRaft stops raft, has something done to log and state that raft may not see, and starts it anew. Once begun it goes through to the end:
+// Close waits for it. If it fails half-way the process ends: a node without raft is of no use, and the next start finds either state whole. An error
+// of between leaves log and state as they were.
 func (n *Node) restartRaft(ctx context.Context, between func(context.Context) error) error {
 	n.restart.Lock()
 	defer n.restart.Unlock()
-	if n.closing {
-		return errors.New("the node is closing")
+	if n.closing || ctx.Err() != nil {
+		return errClosing
 	}
-	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
+	ctx = context.WithoutCancel(ctx)
+	n.restarting.Store(true)
+	defer n.restarting.Store(false)
+	stopping, cancel := context.WithTimeout(ctx, restartTimeout)
 	defer cancel()
-	if err := n.raft().Close(ctx); err != nil {
+	if err := n.raft().Close(stopping); err != nil {
 		n.die("raft does not stop for a catch-up", err)
 	}
+	ctx, cancel = context.WithTimeout(ctx, restartTimeout)
+	defer cancel()
 	failed := between(ctx)
-	if failed != nil && ctx.Err() == nil {
-		n.c.Logger.Error("the state could not be moved forward", "err", failed)
-	}
 	if err := n.startRaft(); err != nil {
 		n.die("raft does not start after a catch-up", errors.Join(failed, err))
 	}

@@ -23,7 +23,7 @@ import (
 func (n *Node) openControl() {
 	n.control = cluster.New(cluster.Options{
 		ClusterID: n.dir.ClusterID, NodeID: n.ID(), Address: n.address(), Raft: membership{n}, Peers: asker{n}, Recorder: recorder{n},
-		History: cluster.LedgerHistory{Ledger: n.Ledger}, Self: backend{n}.Status, Now: n.c.Now, Logger: n.c.Logger,
+		History: heldHistory{cluster.LedgerHistory{Ledger: n.Ledger}, n}, Self: backend{n}.Status, Now: n.c.Now, Logger: n.c.Logger,
 	})
 }
 
@@ -53,6 +53,22 @@ func (m membership) Remove(ctx context.Context, id string, prev uint64) error {
 
 func (m membership) Transfer(ctx context.Context, id string) error {
 	return m.n.raft().Transfer(ctx, id)
+}
+
+// heldHistory is that of the ledger, which is held while it is read: a repair closes it.
+type heldHistory struct {
+	cluster.LedgerHistory
+	n *Node
+}
+
+// Records implements cluster.History.
+func (h heldHistory) Records(fn func(cluster.Record) bool) error {
+	_, release, err := backend{h.n}.Ledger()
+	if err != nil {
+		return err
+	}
+	defer release()
+	return h.LedgerHistory.Records(fn)
 }
 
 // asker asks other nodes for their status.

@@ -174,10 +174,11 @@ type Node struct {
 	counted     counted // for metrics
 	progress    progress
 	keys        keyCheck
-	behind      chan consensus.Behind // what raft says when this node lags behind the log; follow takes it
+	behind      chan consensus.Behind // what raft says when this node lags behind the log; tend takes it
 	behindIndex atomic.Uint64         // of the newest of these
-	damaged     chan error            // what the ledger says when it quarantines itself; mend takes it
+	damaged     chan error            // what the ledger says when it quarantines itself; tend takes it
 	restart     sync.Mutex            // held while raft is restarted
+	restarting  atomic.Bool           // from before one raft instance ends until the next one is known
 	closing     bool                  // guarded by restart
 
 	service    *rpc.Service
@@ -258,8 +259,7 @@ func (n *Node) open(ctx context.Context) (err error) {
 		return err
 	}
 	n.opened(n.stopRaft)
-	n.background(n.follow)
-	n.background(n.mend)
+	n.background(n.tend)
 	if err := n.settle(ctx); err != nil {
 		return err
 	}
@@ -372,8 +372,9 @@ func (n *Node) openStores(ctx context.Context) (err error) {
 			return err
 		}
 	} else {
-		if _, err := c.FS.Stat(d.join(raftDir)); errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%w: %s has no %s/, so what it voted for and acknowledged is not known; it must not come back under its old id: "+
+		// An empty one would be filled anew.
+		if names, err := c.FS.List(d.join(raftDir)); errors.Is(err, os.ErrNotExist) || err == nil && len(names) == 0 {
+			return fmt.Errorf("%w: %s has no %s/ or nothing in it, so what it voted for and acknowledged is not known; it must not come back under its old id: "+
 				"move the directory away and let a new node replace %s (ledgerctl cluster replace)", ErrIdentity, d.path, raftDir, d.NodeID)
 		}
 		if err := d.takeSecret(c.SecretFile, false); err != nil {
@@ -449,22 +450,15 @@ func (n *Node) openState(ctx context.Context) error {
 // stateLost reports as damage a state store that is missing, or older than the beginning of the raft log: what lies between is nowhere else here
 // (H10, H13).
 func (n *Node) stateLost() error {
-	first, err := n.log.FirstIndex()
-	if err != nil || first <= 1 {
+	floor, err := n.floor()
+	if err != nil {
 		return err
 	}
-	durable := uint64(0)
-	if c := n.core.Load(); c != nil {
-		p, err := c.ledger.Durable()
-		if err != nil {
-			return err
-		}
-		durable = p.Index
+	p, err := n.Ledger().Durable()
+	if err == nil && p.Index < floor {
+		err = fmt.Errorf("%w: %s ends at raft index %d, and the raft log begins at %d", ledger.ErrCorrupt, n.dir.join(stateDir), p.Index, floor+1)
 	}
-	if durable+1 < first {
-		return fmt.Errorf("%w: %s ends at raft index %d, and the raft log begins at %d", ledger.ErrCorrupt, n.dir.join(stateDir), durable, first)
-	}
-	return nil
+	return err
 }
 
 // closeCore closes a core that nobody uses yet.

@@ -13,17 +13,9 @@ import (
 	"github.com/provledger/provledger/internal/ledger"
 )
 
-// onQuarantine is called once, when this node finds its state damaged: from any goroutine, so it only starts what is to be done.
+// onQuarantine is called once, when this node finds its state damaged: from any goroutine, so it only says so.
 func (n *Node) onQuarantine(err error) {
 	n.counted.quarantines.Add(1)
-	go func() {
-		n.evidence()
-		if r := n.raft(); r != nil && r.IsLeader() {
-			if err := r.StepDown(); err != nil && !errors.Is(err, consensus.ErrSoleVoter) {
-				n.c.Logger.Warn("could not hand leadership over", "err", err)
-			}
-		}
-	}()
 	select {
 	case n.damaged <- err:
 	default:
@@ -40,23 +32,30 @@ func (n *Node) evidence() {
 	n.c.Logger.Error("evidence of the divergence is kept", "file", n.dir.join(name))
 }
 
-// mend repairs this node whenever it is quarantined, until ctx ends. Without peers nobody can be asked, so a cluster of one stays as it is.
+// mend does what is to be done when this node was quarantined: it gives leadership away and repairs, as often as it takes. Without peers nobody can
+// be asked, so a cluster of one stays as it is.
 func (n *Node) mend(ctx context.Context) {
+	if n.Ledger().Quarantined() == nil {
+		return // word of a store that was replaced
+	}
+	n.evidence()
+	if n.peers == nil {
+		n.c.Logger.Error("there is no peer to repair this node from: restore a backup, or start anew under a new origin (docs/operations.md)")
+		return
+	}
+	if r := n.raft(); r.IsLeader() {
+		if err := r.StepDown(); err != nil && !errors.Is(err, consensus.ErrSoleVoter) {
+			n.c.Logger.Warn("could not hand leadership over", "err", err)
+		}
+	}
 	for {
-		select {
-		case <-n.damaged:
-		case <-ctx.Done():
+		err := n.counting(func() error { return n.repair(ctx) })
+		if err == nil || ctx.Err() != nil {
 			return
 		}
-		for n.Ledger().Quarantined() != nil {
-			if err := n.counting(func() error { return n.repair(ctx) }); err == nil {
-				break
-			} else if ctx.Err() == nil {
-				n.c.Logger.Error("repair failed; it is tried again", "err", err)
-			}
-			if pause(ctx, catchUpRetry) != nil {
-				return
-			}
+		n.c.Logger.Error("repair failed; it is tried again", "err", err)
+		if pause(ctx, catchUpRetry) != nil {
+			return
 		}
 	}
 }
@@ -64,47 +63,81 @@ func (n *Node) mend(ctx context.Context) {
 // repair builds a new state store from the peers' and puts it in the place of the damaged one. raft runs on meanwhile: its log is sound, and
 // so is this node's identity.
 func (n *Node) repair(ctx context.Context) error {
-	if n.peers == nil || len(n.sources()) == 0 {
+	if len(n.sources()) == 0 {
 		return errors.New("there is no peer to fetch the state from: restore a backup, or start anew under a new origin (docs/operations.md)")
 	}
 	n.c.Logger.Warn("repairing: the state store is fetched anew from the peers")
 	n.catchingUp.Store(true)
 	defer n.catchingUp.Store(false)
-	stats := n.raft().Stats()
-	export, err := n.buildState(ctx, n.sources(), max(stats.First, 1)-1)
+	export, err := n.buildState(ctx, n.sources())
 	if err != nil {
 		return err
 	}
 	old := n.core.Load()
+	if err := n.vacate(ctx, old, vacateTimeout); err != nil {
+		return err
+	}
 	err = n.restartRaft(ctx, func(ctx context.Context) error {
-		n.service.Pause()
-		old.sequencer.Close()
-		if err := old.waitUnused(ctx); err != nil {
-			n.c.Logger.Warn("the damaged state store stays open until the process ends", "err", err)
-		} else if err := old.ledger.Abandon(); err != nil {
-			n.c.Logger.Warn("closing the damaged state store", "err", err)
+		if err := n.replaceState(old); err != nil {
+			n.die("the repaired state store cannot be used", err)
 		}
-		if err := n.mark(install{Swap: true}); err != nil {
-			return err
-		}
-		if err := n.swapState(); err != nil {
-			return err
-		}
-		if err := n.openCore(); err != nil {
-			return err
-		}
-		return n.finishInstall()
+		return nil
 	})
 	if err != nil {
-		n.die("the repaired state store cannot be used", err)
+		return err
 	}
 	n.service.Swap(n.serving())
 	n.c.Logger.Info("repaired", "applied", export.Index)
 	return nil
 }
 
-// buildState fetches the whole state into a new store beside the old one.
-func (n *Node) buildState(ctx context.Context, sources []catchup.Source, min uint64) (*ledger.Export, error) {
+// vacate returns when no call uses a core any more. A client that reads a stream and stops taking it holds its call, and nobody can end that; but two
+// stores must not be open in one place. So after a while the process ends, and its next start puts the new store in.
+func (n *Node) vacate(ctx context.Context, old *core, patience time.Duration) error {
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	paused := make(chan struct{})
+	go func() {
+		n.service.Pause()
+		close(paused)
+	}()
+	var err error
+	select {
+	case <-paused:
+		err = old.waitUnused(waiting)
+	case <-waiting.Done():
+		err = errors.New("a client has not taken what it asked for")
+	}
+	if err != nil && ctx.Err() == nil {
+		n.die("the damaged state store is still read from; the next start puts the new one in its place", errors.Join(err, n.mark(install{Swap: true})))
+	}
+	return err
+}
+
+// replaceState puts the new state store in the place of one that nobody uses. raft is stopped.
+func (n *Node) replaceState(old *core) error {
+	old.sequencer.Close()
+	if err := old.ledger.Abandon(); err != nil {
+		n.c.Logger.Warn("closing the damaged state store", "err", err)
+	}
+	if err := n.mark(install{Swap: true}); err != nil {
+		return err
+	}
+	if err := n.swapState(); err != nil {
+		return err
+	}
+	if err := n.openCore(); err != nil {
+		return err
+	}
+	return n.finishInstall()
+}
+
+// buildState fetches the whole state into a new store beside the old one, up to where this node's raft log continues it or beyond.
+func (n *Node) buildState(ctx context.Context, sources []catchup.Source) (*ledger.Export, error) {
+	floor, err := n.floor()
+	if err != nil {
+		return nil, err
+	}
 	l, err := ledger.Open(n.ledgerOptions(stateNew))
 	if errors.Is(err, ledger.ErrCorrupt) { // an earlier attempt
 		if err = n.c.FS.RemoveAll(n.dir.join(stateNew)); err == nil {
@@ -115,14 +148,26 @@ func (n *Node) buildState(ctx context.Context, sources []catchup.Source, min uin
 		return nil, err
 	}
 	stage, export, err := catchup.Fetch(ctx, catchup.Options{
-		Ledger: l, Sources: sources, MinIndex: min, Verify: n.verifyCheckpoint, Logger: n.c.Logger, Progress: n.progress.set,
+		Ledger: l, Sources: sources, MinIndex: floor, Verify: n.verifyCheckpoint, Logger: n.c.Logger, Progress: n.progress.set,
+		MovedIndex: func() uint64 { // the log may just be being cut
+			moved, err := n.floor()
+			if err != nil {
+				return floor // whoever uses the log next finds out
+			}
+			return moved
+		},
 	})
 	if err == nil {
 		err = stage.Install(ctx)
 	}
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), restartTimeout)
 	defer cancel()
-	return export, errors.Join(err, l.Close(closing))
+	useless := l.Quarantined() != nil || errors.Is(err, ledger.ErrDiverged)
+	err = errors.Join(err, l.Close(closing))
+	if useless { // going on from it would fail again and again
+		err = errors.Join(err, n.c.FS.RemoveAll(n.dir.join(stateNew)))
+	}
+	return export, err
 }
 
 // swapState puts the new state store in the place of the old one. The marker says that it is whole; each step may have been done before a
@@ -141,6 +186,9 @@ func (n *Node) swapState() error {
 		if err := fs.Rename(d.join(stateDir), d.join(stateOld)); err != nil {
 			return err
 		}
+		if err := syncDir(fs, d.path); err != nil { // POSIX promises no order of the two renames
+			return err
+		}
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -156,10 +204,6 @@ func (n *Node) rescue(ctx context.Context, why error) error {
 	if !n.clustered() {
 		return why
 	}
-	first, err := n.log.FirstIndex()
-	if err != nil {
-		return err
-	}
 	addresses := n.contacts()
 	// Without a membership in the log the addresses that the operator named have to do.
 	servers, _, err := consensus.LastMembership(n.log, consensus.Position{})
@@ -174,10 +218,14 @@ func (n *Node) rescue(ctx context.Context, why error) error {
 	if len(addresses) == 0 {
 		return why
 	}
+	// Of a replacement that is done already, and must not be done again with a store that is not whole yet.
+	if err := n.dir.remove(installFile); err != nil {
+		return err
+	}
 	n.c.Logger.Error("the state store cannot be opened; it is fetched anew from the peers", "err", why, "peers", addresses)
 	for {
 		err = n.counting(func() error {
-			_, err := n.buildState(ctx, n.sources(addresses...), max(first, 1)-1)
+			_, err := n.buildState(ctx, n.sources(addresses...))
 			return err
 		})
 		if err == nil {
