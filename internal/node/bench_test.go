@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,7 +15,10 @@ import (
 
 	"github.com/provledger/provledger/client"
 	"github.com/provledger/provledger/client/lineage"
+	"github.com/provledger/provledger/internal/devca"
+	"github.com/provledger/provledger/internal/localcluster"
 	"github.com/provledger/provledger/internal/node"
+	"github.com/provledger/provledger/internal/tlsfile"
 )
 
 // The benchmarks run a node on a real disk with its default settings and talk to it over loopback TCP, through the public client, which
@@ -23,15 +27,87 @@ import (
 // start returns how to dial a new node.
 func start(b *testing.B) (dial func() *client.Client) {
 	b.Helper()
-	n, err := node.Open(b.Context(), node.Config{
-		Dir: b.TempDir() + "/ledger", Logger: slog.New(slog.DiscardHandler), Die: func(reason string, err error) { panic(fmt.Sprintf("die: %s: %v", reason, err)) },
-	})
+	return dialer(b, serve(b, node.Config{Dir: b.TempDir() + "/ledger"}))
+}
+
+// startCluster returns how to dial the leader of a new cluster of three nodes, all in this process and on this disk.
+func startCluster(b *testing.B) (dial func() *client.Client) {
+	b.Helper()
+	dir := b.TempDir()
+	ca, err := devca.New("bench", time.Hour)
+	if err == nil {
+		err = ca.Save(dir + "/ca")
+	}
 	if err != nil {
 		b.Fatal(err)
 	}
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	put := func(name string, content []byte) string {
+		if err := os.WriteFile(dir+"/"+name, content, 0o600); err != nil {
+			b.Fatal(err)
+		}
+		return dir + "/" + name
+	}
+	secret := put("secret", make([]byte, 32))
+	ports, err := localcluster.FreePorts(3)
 	if err != nil {
 		b.Fatal(err)
+	}
+	var members []string
+	for _, port := range ports {
+		members = append(members, fmt.Sprintf("127.0.0.1:%d", port))
+	}
+	addresses := make([]string, len(members))
+	var wg sync.WaitGroup
+	for i, address := range members {
+		cert, key, err := ca.Issue(devca.Request{Hosts: []string{"127.0.0.1"}, Validity: time.Hour, Server: true, Client: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		files, err := tlsfile.Open(put(fmt.Sprintf("cert%d", i), cert), put(fmt.Sprintf("key%d", i), key), dir+"/ca/ca.pem", slog.New(slog.DiscardHandler))
+		if err != nil {
+			b.Fatal(err)
+		}
+		wg.Go(func() {
+			addresses[i] = serve(b, node.Config{
+				Dir: fmt.Sprintf("%s/n%d", dir, i), SecretFile: secret, HeartbeatTimeout: time.Second, // one process and two cores for everybody
+				Peer: &node.Peer{Listen: address, Advertise: address, TLS: files, Members: members},
+			})
+		})
+	}
+	wg.Wait()
+	dial = dialer(b, addresses[0])
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		c, err := dial().Cluster(b.Context())
+		if err == nil && votes(c) == 3 {
+			return dial
+		}
+		if time.Now().After(deadline) {
+			b.Fatal("no cluster of three voters: ", err)
+		}
+	}
+}
+
+func votes(c *client.Cluster) (n int) {
+	for _, m := range c.Members {
+		if m.Voter {
+			n++
+		}
+	}
+	return n
+}
+
+// serve opens a node and returns the address of its API.
+func serve(b *testing.B, c node.Config) string {
+	c.Logger, c.Die = slog.New(slog.DiscardHandler), func(reason string, err error) { panic(fmt.Sprintf("die: %s: %v", reason, err)) }
+	n, err := node.Open(b.Context(), c)
+	if err != nil {
+		b.Error(err)
+		return ""
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Error(err)
+		return ""
 	}
 	s := n.NewServer()
 	go func() { _ = s.Serve(lis) }()
@@ -41,9 +117,13 @@ func start(b *testing.B) (dial func() *client.Client) {
 			b.Error(err)
 		}
 	})
+	return lis.Addr().String()
+}
+
+func dialer(b *testing.B, address string) func() *client.Client {
 	state := b.TempDir()
 	return func() *client.Client {
-		c, err := client.Dial(lis.Addr().String(), client.Options{StateDir: state})
+		c, err := client.Dial(address, client.Options{StateDir: state})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -134,7 +214,12 @@ func spread(b *testing.B, dial func() *client.Client, workers, perCall int, call
 }
 
 // One event a call, with its receipt.
-func BenchmarkAppend(b *testing.B) {
+func BenchmarkAppend(b *testing.B) { benchmarkAppend(b, start) }
+
+// The same on a cluster of three nodes that share this machine: cpu-us/event is the sum of all three and the client.
+func BenchmarkClusterAppend(b *testing.B) { benchmarkAppend(b, startCluster) }
+
+func benchmarkAppend(b *testing.B, start func(*testing.B) func() *client.Client) {
 	for _, workers := range []int{1, 16, 64} {
 		b.Run(fmt.Sprintf("clients=%d", workers), func(b *testing.B) {
 			events := make([]*lineage.Event, workers)
@@ -151,7 +236,12 @@ func BenchmarkAppend(b *testing.B) {
 }
 
 // A thousand events a call, with a receipt for each.
-func BenchmarkAppendBatch(b *testing.B) {
+func BenchmarkAppendBatch(b *testing.B) { benchmarkAppendBatch(b, start) }
+
+// The same on a cluster of three nodes that share this machine.
+func BenchmarkClusterAppendBatch(b *testing.B) { benchmarkAppendBatch(b, startCluster) }
+
+func benchmarkAppendBatch(b *testing.B, start func(*testing.B) func() *client.Client) {
 	const size = 1000
 	for _, workers := range []int{1, 4} {
 		b.Run(fmt.Sprintf("clients=%d", workers), func(b *testing.B) {
