@@ -19,6 +19,8 @@ import (
 const (
 	// installFile marks a catch-up between its installation and the repair of the raft log. While it is there, a start finishes that.
 	installFile = "install"
+	// quarantineFile says that the state store is not to be relied upon, and why, until another one is in its place.
+	quarantineFile = "quarantined"
 	// stateNew is the state store that a repair builds, stateOld the damaged one that it replaces. The damaged one is kept, the newest one only:
 	// whoever wants to know what happened looks into it.
 	stateNew = "state.new"

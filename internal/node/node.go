@@ -442,7 +442,12 @@ func (n *Node) openState(ctx context.Context) error {
 		return errors.Join(err, n.closeCore())
 	}
 	if pending != nil {
-		return n.finishInstall()
+		if err := n.finishInstall(); err != nil {
+			return err
+		}
+	}
+	if n.clustered() {
+		return n.resumeQuarantine()
 	}
 	return nil
 }
@@ -576,6 +581,9 @@ func (n *Node) admit() error {
 func (n *Node) watch() {
 	look := func() {
 		n.lookAtSpace()
+		if err := n.yield(); err != nil {
+			n.c.Logger.Debug("could not hand leadership over", "err", err)
+		}
 		n.setHealth()
 	}
 	look()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/provledger/provledger/internal/catchup"
@@ -20,6 +21,19 @@ func (n *Node) onQuarantine(err error) {
 	case n.damaged <- err:
 	default:
 	}
+}
+
+// resumeQuarantine takes a node out of service that was when it stopped: damage of its memory, or what the peers have against it, does not show in a store
+// that is opened.
+func (n *Node) resumeQuarantine() error {
+	why, err := n.dir.readFile(quarantineFile)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		n.Ledger().Quarantine(fmt.Errorf("as before the last stop: %s", strings.TrimSpace(string(why))))
+	}
+	return err
 }
 
 // evidence keeps what is known of a divergence in a file of its own, before a repair makes it disappear.
@@ -38,15 +52,18 @@ func (n *Node) mend(ctx context.Context) {
 	if n.Ledger().Quarantined() == nil {
 		return // word of a store that was replaced
 	}
+	if n.clustered() { // first: the next start may not see the damage
+		if err := n.dir.write(quarantineFile, []byte(n.Ledger().Quarantined().Error()+"\n"), false); err != nil {
+			n.c.Logger.Error("could not note that this node is quarantined; a restart forgets it", "err", err)
+		}
+	}
 	n.evidence()
-	if n.peers == nil {
+	if !n.clustered() {
 		n.c.Logger.Error("there is no peer to repair this node from: restore a backup, or start anew under a new origin (docs/operations.md)")
 		return
 	}
-	if r := n.raft(); r.IsLeader() {
-		if err := r.StepDown(); err != nil && !errors.Is(err, consensus.ErrSoleVoter) {
-			n.c.Logger.Warn("could not hand leadership over", "err", err)
-		}
+	if err := n.yield(); err != nil {
+		n.c.Logger.Warn("could not hand leadership over; it is tried again", "err", err)
 	}
 	for {
 		err := n.counting(func() error { return n.repair(ctx) })
@@ -58,6 +75,20 @@ func (n *Node) mend(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// yield gives leadership away if this node is quarantined: nobody can append as long as it leads. It may be elected at any time until it is repaired,
+// for its log is as good as those of others.
+func (n *Node) yield() error {
+	r := n.raft()
+	if !n.clustered() || n.Ledger().Quarantined() == nil || !r.IsLeader() {
+		return nil
+	}
+	err := r.StepDown()
+	if errors.Is(err, consensus.ErrSoleVoter) {
+		return nil
+	}
+	return err
 }
 
 // repair builds a new state store from the peers' and puts it in the place of the damaged one. raft runs on meanwhile: its log is sound, and
@@ -170,9 +201,16 @@ func (n *Node) buildState(ctx context.Context, sources []catchup.Source) (*ledge
 	return export, err
 }
 
-// swapState puts the new state store in the place of the old one. The marker says that it is whole; each step may have been done before a
-// crash.
+// swapState puts the new state store in the place of the old one, with which its quarantine ends. The marker says that it is whole; each step may
+// have been done before a crash.
 func (n *Node) swapState() error {
+	if err := n.swapDirectories(); err != nil {
+		return err
+	}
+	return n.dir.remove(quarantineFile)
+}
+
+func (n *Node) swapDirectories() error {
 	fs, d := n.c.FS, n.dir
 	if _, err := fs.Stat(d.join(stateNew)); errors.Is(err, os.ErrNotExist) {
 		return nil

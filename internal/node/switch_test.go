@@ -151,6 +151,62 @@ func TestCloseDuringRepair(t *testing.T) {
 	c.settled()
 }
 
+// A quarantined node is one after a restart too, whatever its store looks like then (S13): until it has a new store.
+func TestQuarantineOutlivesRestart(t *testing.T) {
+	c := newTrio(t, 2)
+	c.start(0, 1)
+	eventually(t, "two voters", func() bool { return voters(c.nodes[0]) == 2 })
+	c.append(c.leader(), 20)
+	c.settled()
+	at := 0
+	for i, n := range c.nodes {
+		if n != c.leader() {
+			at = i
+		}
+	}
+	c.stop(1 - at) // nobody to repair it from
+	c.nodes[at].Ledger().Quarantine(errors.New("for a test"))
+	eventually(t, "note", func() bool { _, err := c.nodes[at].dir.readFile(quarantineFile); return err == nil })
+	c.stop(at)
+	c.start(at)
+	if err := c.nodes[at].Ledger().Quarantined(); err == nil || !strings.Contains(err.Error(), "for a test") {
+		t.Errorf("quarantined: %v", err)
+	}
+	if _, err := (backend{c.nodes[at]}).Checkpoint(t.Context(), ledger.MainLog, 1); !errors.Is(err, ledger.ErrQuarantined) {
+		t.Errorf("it signs: %v", err)
+	}
+	c.start(1 - at)
+	eventually(t, "repair", func() bool { return c.nodes[at].Ready() == nil })
+	if _, err := c.nodes[at].dir.readFile(quarantineFile); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the note is there still: %v", err)
+	}
+	c.append(c.leader(), 1)
+	c.settled()
+}
+
+// A node that is elected while it is quarantined, which may take as long as all that it has to fetch, does not keep the cluster from appending.
+func TestQuarantinedNodeDoesNotLead(t *testing.T) {
+	c := newTrio(t, 3)
+	c.start(0, 1, 2)
+	eventually(t, "three voters", func() bool { return voters(c.nodes[0]) == 3 })
+	c.append(c.leader(), 1)
+	c.settled()
+	leader := c.leader()
+	var n *Node
+	for _, x := range c.nodes {
+		if x != leader {
+			n = x
+		}
+	}
+	n.Ledger().OnQuarantine(func(error) {}) // so that nothing repairs it
+	n.Ledger().Quarantine(errors.New("for a test"))
+	if err := leader.raft().Transfer(t.Context(), n.ID()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another leader", func() bool { return c.leader() != n })
+	c.append(c.leader(), 1)
+}
+
 // Calls that do not end keep a damaged store open, and the new one must not be opened in its place.
 func TestRepairWaitsForReaders(t *testing.T) {
 	died := make(chan string, 1)
