@@ -40,10 +40,8 @@ func (c *certificates) server() *tls.Config {
 	if c.api == nil {
 		return nil
 	}
-	secure := c.api.ServerConfig()
 	// gRPC is HTTP/2 and its clients insist on hearing so (ALPN); the HTTP server speaks both. Clients may be older than TLS 1.3.
-	secure.NextProtos, secure.MinVersion = []string{"h2", "http/1.1"}, tls.VersionTLS12
-	return secure
+	return c.api.ServerConfig("h2", "http/1.1")
 }
 
 // peer is the cluster side of the configuration, nil when there is none.
