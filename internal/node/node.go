@@ -171,7 +171,8 @@ type Node struct {
 	established atomic.Bool // FORMAT is there: this node belongs to a cluster
 	joining     atomic.Bool // not a member yet
 	catchingUp  atomic.Bool
-	counted     counted // for metrics
+	current     atomic.Bool // has applied what was acknowledged before it started
+	counted     counted     // for metrics
 	progress    progress
 	keys        keyCheck
 	behind      chan consensus.Behind // what raft says when this node lags behind the log; tend takes it
@@ -302,6 +303,9 @@ func (n *Node) settle(ctx context.Context) error {
 		if err := n.recordRecovery(ctx); err != nil {
 			n.c.Logger.Error("what this ledger was recovered from is not on record yet; the next start tries again", "err", err)
 		}
+		n.current.Store(true)
+	default:
+		n.background(n.awaitPast)
 	}
 	if err := n.checkSecret(); err != nil {
 		return err
@@ -310,6 +314,22 @@ func (n *Node) settle(ctx context.Context) error {
 		n.background(n.control.Run)
 	}
 	return nil
+}
+
+// awaitPast notes when this node has applied all that was acknowledged before it started. It serves before, for without a majority that never comes, but
+// who can choose asks another one: its trees may be smaller than they were before it stopped (H17).
+func (n *Node) awaitPast(ctx context.Context) {
+	r := router{n}
+	for ctx.Err() == nil {
+		index, err := r.ReadIndex(ctx)
+		if err == nil {
+			err = r.WaitApplied(ctx, index)
+		}
+		if err == nil {
+			n.current.Store(true)
+			return
+		}
+	}
 }
 
 // alone reports whether this node is the only voter.
@@ -632,6 +652,9 @@ func (n *Node) Ready() error {
 	c := n.raft()
 	if c.Leader() == "" {
 		return errors.New("there is no leader")
+	}
+	if !n.current.Load() {
+		return errors.New("this node has not yet applied what was acknowledged before it started")
 	}
 	if !c.IsLeader() {
 		return nil

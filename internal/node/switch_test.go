@@ -207,6 +207,40 @@ func TestQuarantinedNodeDoesNotLead(t *testing.T) {
 	c.append(c.leader(), 1)
 }
 
+// A node is not ready before it has applied what was acknowledged before it started (H17): after a power cut its state may be much older.
+func TestReadyAfterPowerCut(t *testing.T) {
+	c := newTrio(t, 3)
+	disks := []*vfs.MemFS{vfs.NewCrashableMem(), vfs.NewCrashableMem(), vfs.NewCrashableMem()}
+	c.edit = func(i int, conf *Config) { conf.FS, conf.SlowWarn, conf.SlowKill = disks[i], -1, time.Hour }
+	c.start(0, 1, 2)
+	eventually(t, "three voters", func() bool { return voters(c.nodes[0]) == 3 })
+	for range 4 {
+		c.append(c.leader(), 20)
+		c.settled()
+		tree, err := c.leader().Ledger().Tree(ledger.MainLog)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range disks {
+			disks[i] = disks[i].CrashClone(vfs.CrashCloneCfg{})
+		}
+		for i := range disks {
+			c.stop(i)
+		}
+		c.start(0, 1, 2)
+		for _, n := range c.nodes {
+			for deadline := time.Now().Add(30 * time.Second); n.Ready() != nil; { // without a pause: it may be ready too early for a moment only
+				if time.Now().After(deadline) {
+					t.Fatalf("not ready: %v", n.Ready())
+				}
+			}
+			if now, err := n.Ledger().Tree(ledger.MainLog); err != nil || now.Head().Size < tree.Head().Size {
+				t.Errorf("a node is ready without the %d entries that there were: %v", tree.Head().Size, err)
+			}
+		}
+	}
+}
+
 // Calls that do not end keep a damaged store open, and the new one must not be opened in its place.
 func TestRepairWaitsForReaders(t *testing.T) {
 	died := make(chan string, 1)
