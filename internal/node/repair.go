@@ -31,6 +31,8 @@ func (n *Node) resumeQuarantine() error {
 		return nil
 	}
 	if err == nil {
+		n.c.Logger.Warn("this node was quarantined when it stopped, and is until it has a new state store; if all nodes are, none can be repaired: examine one with "+
+			"ledgerd fsck, and if that finds it whole remove this file and start it", "file", n.dir.join(quarantineFile))
 		n.Ledger().Quarantine(fmt.Errorf("as before the last stop: %s", strings.TrimSpace(string(why))))
 	}
 	return err

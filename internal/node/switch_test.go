@@ -147,6 +147,7 @@ func TestCloseDuringRepair(t *testing.T) {
 		c.stop(at)
 		c.start(at)
 		c.append(c.leader(), 1)
+		eventually(t, "repair", func() bool { return c.nodes[at].Ready() == nil }) // one at a time: they are each other's peers
 	}
 	c.settled()
 }
