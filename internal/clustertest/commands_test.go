@@ -39,7 +39,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"wipe": wipe, "lose": lose, "occupy": occupy, "vacate": vacate, "pause": pause, "copy": copyDisk, "flip": flip,
 		"append": appendEvents, "append-batch": appendBatch, "read": readAll, "roles": roles,
 		"expect-size": expectSize, "expect-leader": expectLeader, "expect-status": expectStatus, "expect-log": expectLog, "expect-version": expectVersion,
-		"expect-warning": expectWarning, "expect-died": expectDied, "expect-appends": expectAppends, "expect-refused": expectRefused, "expect-whole": expectWhole,
+		"expect-warning": expectWarning, "expect-died": expectDied, "expect-appends": expectAppends, "expect-refused": expectRefused, "expect-shut-out": expectShutOut, "expect-whole": expectWhole,
 		"add": add, "promote": promote, "demote": demote, "remove": remove, "replace": replace, "transfer": transfer,
 		"audit": func(w *world, _ *testscript.TestScript, _ []string) error { return w.audit() },
 	} {
@@ -663,6 +663,22 @@ func expectWhole(w *world, _ *testscript.TestScript, args []string) error {
 	})
 }
 
+// expect-shut-out NODE starts a node that was removed. If it has heard of its removal it refuses to start; else it runs, and the cluster does
+// not take it back. It is off afterwards.
+func expectShutOut(w *world, ts *testscript.TestScript, args []string) error {
+	m := w.machine(args[0])
+	if err := start(w, ts, args); err != nil {
+		if !strings.Contains(err.Error(), "removed") {
+			return err
+		}
+		return nil
+	}
+	if err := add(w, ts, args); err == nil || !strings.Contains(err.Error(), "was removed") {
+		return fmt.Errorf("%s was removed, and adding it again: %v", m.name, err)
+	}
+	return m.off()
+}
+
 // expect-refused NODE PATTERN waits until an append by a node fails for a reason like it.
 func expectRefused(w *world, _ *testscript.TestScript, args []string) error {
 	p, err := regexp.Compile(args[1])
@@ -680,7 +696,7 @@ func expectRefused(w *world, _ *testscript.TestScript, args []string) error {
 
 // control gives fn a client of any node's ClusterService, and the ids of the nodes that args name.
 func (w *world) control(args []string, fn func(ctx context.Context, c ledgerv1.ClusterServiceClient, ids []string) error) error {
-	m, err := w.who("")
+	m, err := w.who(w.leader())
 	if err != nil {
 		return err
 	}

@@ -100,8 +100,14 @@ type machine struct {
 	node   *node.Node // nil: off
 	server *grpc.Server
 	conn   *grpc.ClientConn
-	opened chan error // of a start that is under way
+	opened chan opened // of a start that is under way; all else here belongs to the script's goroutine
 	stop   context.CancelFunc
+}
+
+// opened is how a start ended.
+type opened struct {
+	node *node.Node
+	err  error
 }
 
 // journal is what a machine's nodes logged.
@@ -302,13 +308,11 @@ func (m *machine) start() error {
 	m.died.Store(nil)
 	var ctx context.Context
 	ctx, m.stop = context.WithCancel(context.Background())
-	m.opened = make(chan error, 1)
+	result := make(chan opened, 1)
+	m.opened = result
 	go func() {
 		n, err := node.Open(ctx, c)
-		if err == nil {
-			err = m.serve(n)
-		}
-		m.opened <- err
+		result <- opened{n, err}
 	}()
 	return nil
 }
@@ -335,23 +339,35 @@ func (m *machine) await(ctx context.Context) error {
 	if m.opened == nil {
 		return fmt.Errorf("%s was not started", m.name)
 	}
-	var err error
 	select {
-	case err = <-m.opened:
+	case o := <-m.opened:
+		m.opened = nil
+		if o.err != nil {
+			return o.err
+		}
+		return m.serve(o.node)
 	case <-ctx.Done():
-		m.stop()
-		err = errors.Join(fmt.Errorf("%s did not open in time", m.name), <-m.opened)
+		return errors.Join(fmt.Errorf("%s did not open in time", m.name), m.giveUp(ctx))
 	}
+}
+
+// giveUp ends a start that is under way and returns why it had not succeeded. A node that had just opened is closed.
+func (m *machine) giveUp(ctx context.Context) error {
+	m.stop()
+	o := <-m.opened
 	m.opened = nil
-	return err
+	if o.err != nil {
+		return o.err
+	}
+	return o.node.Close(context.WithoutCancel(ctx))
 }
 
 // off ends the node in good order.
 func (m *machine) off() error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	if m.opened != nil {
-		m.stop()
-		<-m.opened
-		m.opened = nil
+		_ = m.giveUp(ctx) // it was on its way; that it did not arrive is no fault
 	}
 	if m.node == nil {
 		return nil
@@ -361,8 +377,6 @@ func (m *machine) off() error {
 	m.server.Stop()
 	m.conn.Close()
 	m.node = nil
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	return n.Close(ctx)
 }
 
@@ -371,18 +385,15 @@ func (m *machine) off() error {
 func (m *machine) kill(percent int) error {
 	m.w.isolate(m.name)
 	disk := m.disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: mrand.New(mrand.NewPCG(1, 1))})
-	old := m.node
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
 	if m.opened != nil {
-		m.stop()
-		<-m.opened
-		m.opened, old = nil, m.node
+		_ = m.giveUp(ctx) // it was on its way; that it did not arrive is no fault
 	}
-	if old != nil {
+	if m.node != nil {
 		m.server.Stop()
 		m.conn.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if err := old.Close(ctx); err != nil && m.died.Load() == nil {
+		if err := m.node.Close(ctx); err != nil && m.died.Load() == nil {
 			return fmt.Errorf("%s: the killed node does not let go of its port: %w", m.name, err)
 		}
 	}
