@@ -4,13 +4,17 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/devca"
+	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/localcluster"
 	"github.com/provledger/provledger/internal/sequencer"
 	"github.com/provledger/provledger/internal/tlsfile"
@@ -286,4 +290,43 @@ func TestClusterCatchUp(t *testing.T) {
 	if err := c.nodes[away].Ledger().Check(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestTwoNodesAfterGrowth: a node that has just taken in a second one loses its power together with it, before either has flushed anything. What
+// the two need to find each other is in their raft logs.
+func TestTwoNodesAfterGrowth(t *testing.T) {
+	for _, percent := range []int{0, 50, 100} {
+		t.Run(fmt.Sprint(percent), func(t *testing.T) {
+			t.Parallel()
+			disks := []*vfs.MemFS{vfs.NewCrashableMem(), vfs.NewCrashableMem()}
+			c := newTrio(t, 2)
+			c.edit = func(i int, conf *Config) { conf.FS = disks[i] }
+			c.start(0, 1)
+			eventually(t, "two voters", func() bool { return voters(c.nodes[0]) == 2 })
+			c.append(c.leader(), 5)
+			var clones []*vfs.MemFS
+			for i := range disks {
+				clones = append(clones, disks[i].CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rand.New(rand.NewPCG(1, uint64(i)))}))
+			}
+			size := mainSize(t, c.leader())
+			c.stop(0)
+			c.stop(1)
+			disks = clones
+			c.start(0, 1)
+			c.append(c.leader(), 5)
+			c.settled()
+			if got := mainSize(t, c.leader()); got != size+5 {
+				t.Errorf("%d entries, want %d", got, size+5)
+			}
+		})
+	}
+}
+
+func mainSize(t *testing.T, n *Node) uint64 {
+	t.Helper()
+	tree, err := n.Ledger().Tree(ledger.MainLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree.Head().Size
 }
