@@ -3,12 +3,17 @@ package node
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"math/bits"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
+	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -16,6 +21,7 @@ import (
 	"github.com/provledger/provledger/internal/devca"
 	"github.com/provledger/provledger/internal/ledger"
 	"github.com/provledger/provledger/internal/localcluster"
+	"github.com/provledger/provledger/internal/merkle"
 	"github.com/provledger/provledger/internal/sequencer"
 	"github.com/provledger/provledger/internal/tlsfile"
 )
@@ -29,6 +35,7 @@ type trio struct {
 	address []string
 	nodes   []*Node
 	edit    func(i int, c *Config)
+	said    logs // of all nodes
 }
 
 // freeAddress is an address that nobody listens on.
@@ -90,7 +97,7 @@ func (c *trio) config(i int) Config {
 	out := &testLog{t: c.t, prefix: fmt.Sprintf("n%d ", i)}
 	conf := Config{
 		Dir: filepath.Join(c.dir, fmt.Sprintf("n%d", i)), SecretFile: c.secret, SegmentBytes: 1 << 20, MemTableBytes: 1 << 20, MinFreeBytes: 1 << 20,
-		Logger: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		Logger: slog.New(slog.NewTextHandler(io.MultiWriter(out, &c.said), &slog.HandlerOptions{Level: slog.LevelInfo})),
 		Die:    func(reason string, err error) { c.t.Errorf("n%d died: %s: %v", i, reason, err) },
 		Peer:   &Peer{Listen: c.address[i], Advertise: c.address[i], TLS: c.files(i), Members: c.address},
 	}
@@ -329,4 +336,90 @@ func mainSize(t *testing.T, n *Node) uint64 {
 		t.Fatal(err)
 	}
 	return tree.Head().Size
+}
+
+// TestRemovedNodeNotices: a node that was removed says so, whether or not the entry that removed it has reached it.
+func TestRemovedNodeNotices(t *testing.T) {
+	c := newTrio(t, 3)
+	c.start(0, 1, 2)
+	eventually(t, "three voters", func() bool { return voters(c.nodes[0]) == 3 })
+	c.append(c.leader(), 1)
+	c.settled()
+	var gone *Node
+	for _, n := range c.nodes {
+		if n != c.leader() {
+			gone = n
+		}
+	}
+	if err := c.leader().control.Remove(t.Context(), gone.ID(), false); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "word of the removal", func() bool {
+		err := gone.Ready()
+		return err != nil && strings.Contains(err.Error(), "removed from th")
+	})
+	c.append(c.leader(), 1)
+}
+
+// flip changes one bit of what a node holds in memory of the right edge of a log.
+func flip(n *Node, log uint32) {
+	edges := reflect.ValueOf(n.Ledger()).Elem().FieldByName("edges")
+	m := *(*map[uint32]*merkle.Edge)(unsafe.Pointer(edges.UnsafeAddr()))
+	peaks := reflect.ValueOf(m[log]).Elem().FieldByName("peaks")
+	size := m[log].Size()
+	p := (*[64]merkle.Hash)(unsafe.Pointer(peaks.UnsafeAddr()))
+	p[bits.TrailingZeros64(size)][5] ^= 4
+}
+
+// TestFlippedBitInMemory: a bit that flips in the memory of the leader or of a follower costs nothing: what does not fit is read again from what is
+// stored, no other root is signed by anybody, and the replicas stay equal.
+func TestFlippedBitInMemory(t *testing.T) {
+	c := newTrio(t, 3)
+	c.start(0, 1, 2)
+	eventually(t, "three voters", func() bool { return voters(c.nodes[0]) == 3 })
+	c.append(c.leader(), 21)
+	c.settled()
+	for round := range 6 {
+		victim := c.leader()
+		if round%2 == 1 {
+			for _, n := range c.nodes {
+				if n != c.leader() {
+					victim = n
+				}
+			}
+		}
+		before := mainSize(t, c.leader())
+		flip(victim, ledger.MainLog) // nothing is applied at the moment
+		c.append(c.leader(), 3)
+		c.settled()
+		for i, n := range c.nodes {
+			if err := n.Ledger().Quarantined(); err != nil {
+				t.Errorf("n%d: %v", i, err)
+			}
+			tree, err := n.Ledger().Tree(ledger.MainLog)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, err := n.Ledger().LogByNumber(ledger.MainLog)
+			if err != nil {
+				t.Fatal(err)
+			}
+			note, err := n.Signer().Checkpoint(g.Origin, tree.Head().Size, tree.Head().Root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := (issuedNote{g.VKey, note}).holds(c.leader().Ledger()); err != nil {
+				t.Error(err)
+			}
+			if err := n.Ledger().Check(t.Context()); err != nil {
+				t.Errorf("n%d: %v", i, err)
+			}
+		}
+		if got := mainSize(t, c.leader()); got != before+3 {
+			t.Errorf("%d entries, want %d", got, before+3)
+		}
+		if got := strings.Count(c.said.text(), "the edge was read again from the store"); got <= round {
+			t.Errorf("round %d: noticed %d times: this test tests nothing", round, got)
+		}
+	}
 }

@@ -19,6 +19,10 @@ const (
 	askTimeout = 3 * time.Second
 	// sayEvery is how often it tells its operator what it waits for.
 	sayEvery = 10 * time.Second
+	// removalEvery and removalAfter are how often a node without a leader looks whether it was removed, and for how long it must have been
+	// without one: an election takes a second.
+	removalEvery = time.Second
+	removalAfter = 3 * time.Second
 	// promoteEvery is how often a node that is to vote says so to the leader until it does: a new leader does not know.
 	promoteEvery = time.Second
 )
@@ -235,6 +239,29 @@ func (n *Node) insist(ctx context.Context, wish bool) {
 		}
 		if pause(ctx, promoteEvery) != nil {
 			return
+		}
+	}
+}
+
+// noticeRemoval finds out whether this node was removed while nobody told it: the entry that removes a node is the one that it often misses. A node
+// that hears of no leader for a while asks the others to have it in the membership, which changes nothing for a member, and is refused for
+// good when it was removed.
+func (n *Node) noticeRemoval(ctx context.Context) {
+	heard := time.Now()
+	for pause(ctx, removalEvery) == nil {
+		c := n.raft()
+		switch {
+		case c.Leader() != "":
+			heard = time.Now()
+			if n.removed.Swap(nil) != nil {
+				n.c.Logger.Info("this node is a member of the cluster again")
+			}
+			continue
+		case time.Since(heard) < removalAfter || n.self() == nil && n.removed.Load() != nil:
+			continue
+		}
+		if err := n.askToJoin(ctx, false); errors.Is(err, peerapi.ErrRefused) && n.removed.Swap(&err) == nil {
+			n.c.Logger.Error("this node was removed from the cluster: it serves what it has and hears of nothing new; stop it", "err", err)
 		}
 	}
 }

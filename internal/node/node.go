@@ -168,8 +168,9 @@ type Node struct {
 	hints   hints
 	control *cluster.Controller
 
-	established atomic.Bool // FORMAT is there: this node belongs to a cluster
-	joining     atomic.Bool // not a member yet
+	established atomic.Bool           // FORMAT is there: this node belongs to a cluster
+	removed     atomic.Pointer[error] // why this node is no member any more
+	joining     atomic.Bool           // not a member yet
 	catchingUp  atomic.Bool
 	current     atomic.Bool // has applied what was acknowledged before it started
 	counted     counted     // for metrics
@@ -312,6 +313,7 @@ func (n *Node) settle(ctx context.Context) error {
 	}
 	if n.clustered() {
 		n.background(n.control.Run)
+		n.background(n.noticeRemoval)
 	}
 	return nil
 }
@@ -651,6 +653,9 @@ func (n *Node) Ready() error {
 	}
 	c := n.raft()
 	if c.Leader() == "" {
+		if err := n.removed.Load(); err != nil {
+			return fmt.Errorf("this node was removed from the cluster: %w", *err)
+		}
 		return errors.New("there is no leader")
 	}
 	if !n.current.Load() {

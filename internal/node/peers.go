@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/provledger/provledger/client/lineage"
 	"github.com/provledger/provledger/internal/consensus"
@@ -29,7 +31,14 @@ type peerConn struct {
 	cc      *grpc.ClientConn
 }
 
+// redial is how soon a peer that was away is tried again: it is back within seconds, and is asked several times a second.
+var redial = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
+	MinConnectTimeout: 3 * time.Second, // as long as the peer port gives a handshake
+}
+
 func newPeers(port *peer.Port, self string, members func() []consensus.Server, dial []grpc.DialOption) *peers {
+	dial = append([]grpc.DialOption{grpc.WithConnectParams(redial)}, dial...)
 	return &peers{port: port, self: self, members: members, dial: dial, conns: map[string]*peerConn{}}
 }
 
