@@ -62,6 +62,7 @@ type directory struct {
 	lock io.Closer
 	format
 	secret *[signer.SecretBytes]byte // nil: there is none
+	taken  string                    // the operator's file that this start took the secret from, "" if it did not
 	fresh  bool                      // FORMAT is not there yet
 	// existing forbids to start a ledger.
 	existing bool
@@ -178,7 +179,7 @@ func (d *directory) takeSecret(file string, mint bool) error {
 	default:
 		return nil
 	}
-	d.secret = (*[signer.SecretBytes]byte)(b)
+	d.secret, d.taken = (*[signer.SecretBytes]byte)(b), file
 	return d.write(secretFile, b, true)
 }
 
@@ -351,6 +352,11 @@ func (n *Node) checkSecret() error {
 	}
 	if err != nil {
 		return err
+	}
+	if vkey != g.VKey && n.dir.taken != "" {
+		// It has signed nothing, and would stand in the way of the right one at the next start.
+		return errors.Join(fmt.Errorf("the secret in %s is not that of this ledger: %s has %s, the secret gives %s", n.dir.taken, g.Origin, g.VKey, vkey),
+			n.dir.remove(secretFile))
 	}
 	if vkey != g.VKey {
 		return fmt.Errorf("%w: the secret in %s is not that of this ledger: %s has %s, the secret gives %s; put the right one back",
