@@ -262,6 +262,7 @@ func (n *Node) rescue(ctx context.Context, why error) error {
 	if err := n.dir.remove(installFile); err != nil {
 		return err
 	}
+	n.counted.quarantines.Add(1) // nobody else counts it: there is no ledger yet that could quarantine itself
 	n.c.Logger.Error("the state store cannot be opened; it is fetched anew from the peers", "err", why, "peers", addresses)
 	for {
 		err = n.counting(func() error {
@@ -279,5 +280,9 @@ func (n *Node) rescue(ctx context.Context, why error) error {
 	if err := n.mark(install{Swap: true}); err != nil {
 		return err
 	}
-	return n.swapState()
+	if err := n.swapState(); err != nil {
+		return err
+	}
+	n.c.Logger.Info("repaired")
+	return nil
 }
