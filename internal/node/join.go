@@ -168,7 +168,9 @@ func (n *Node) awaitAdmission(ctx context.Context) error {
 		if errors.Is(err, peerapi.ErrRefused) {
 			return fmt.Errorf("the cluster does not admit this node: %w", err)
 		}
-		w.say("waiting to be admitted to the cluster", "err", err)
+		if err != nil {
+			w.say("waiting to be admitted to the cluster", "err", err)
+		}
 		if err := pause(ctx, askEvery); err != nil {
 			return fmt.Errorf("waiting to be admitted to the cluster: %w", err)
 		}
