@@ -75,8 +75,10 @@ func advice(err error) string {
 			}
 		case codes.Unavailable, codes.DeadlineExceeded:
 			switch text := err.Error(); {
+			case strings.Contains(text, "looked like an HTTP/1.1 header"):
+				return "That is an HTTP port: --ledger takes the gRPC port, which ledgerd logs as grpc=."
 			case strings.Contains(text, "server preface"):
-				return "The port may speak TLS: connect with --tls-ca FILE, or --tls-ca system for the authorities that the system trusts."
+				return "The port may speak TLS: connect with --tls-ca FILE, or --tls-ca system for the authorities that the system trusts. A peer port takes no clients."
 			case strings.Contains(text, "first record does not look like a TLS handshake"):
 				return "The port does not speak TLS: leave --tls-ca out."
 			case strings.Contains(text, "failed to verify certificate"):

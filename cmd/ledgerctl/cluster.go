@@ -242,6 +242,9 @@ func (a *app) withNode(ctx context.Context, text string, f func(s *session, x *c
 	})
 }
 
+// minIDPrefix is how many digits of an id name a member: with fewer a slip of the hand would, and some changes ask nobody.
+const minIDPrefix = 4
+
 // memberID is the id of the member that a text names: an id, a unique prefix of one, or an address. A whole id need not be a member's: the
 // leader knows whether it was one.
 func memberID(x *client.Cluster, text string) (string, error) {
@@ -250,7 +253,7 @@ func memberID(x *client.Cluster, text string) (string, error) {
 	}
 	var found []client.Member
 	for _, m := range x.Members {
-		if text != "" && (strings.HasPrefix(m.ID, strings.ToLower(text)) || m.Address == text || m.APIAddress == text) {
+		if len(text) >= minIDPrefix && strings.HasPrefix(m.ID, strings.ToLower(text)) || text != "" && (m.Address == text || m.APIAddress == text) {
 			found = append(found, m)
 		}
 	}

@@ -209,6 +209,13 @@ func TestMemberID(t *testing.T) {
 		t.Errorf("a whole id: %s, %v", id, err)
 	}
 	var e *exitError
+	one := &client.Cluster{Members: x.Members[:1]}
+	if id, err := memberID(one, idA[:minIDPrefix]); err != nil || id != idA {
+		t.Errorf("the beginning of an id: %s, %v", id, err)
+	}
+	if _, err := memberID(one, idA[:minIDPrefix-1]); !errors.As(err, &e) || e.code != exitUsage {
+		t.Errorf("too little of an id: %v", err)
+	}
 	if _, err := memberID(x, "0198"); !errors.As(err, &e) || e.code != exitUnknown || !strings.Contains(err.Error(), idB) {
 		t.Errorf("ambiguous: %v", err)
 	}
