@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -96,7 +97,8 @@ func runFsck(ctx context.Context, args []string, stdout, stderr io.Writer, exit 
 // fault says what is damaged and what to do about it.
 func (f *fsck) fault(what string, err error, advice string) {
 	f.damaged = true
-	fmt.Fprintf(f.stdout, "%-11s DAMAGED: %v\n            %s\n", what, err, advice)
+	text, _, _ := strings.Cut(err.Error(), "\n") // what the store adds about a corruption is for its authors
+	fmt.Fprintf(f.stdout, "%-11s DAMAGED: %s\n            %s\n", what, text, advice)
 }
 
 func (f *fsck) unsure(what string, err error) {
