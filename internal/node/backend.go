@@ -24,7 +24,7 @@ func (b backend) Status(context.Context) peerapi.Status {
 	st := peerapi.Status{
 		ClusterID: h.ClusterID, NodeID: h.NodeID, BootID: h.BootID, Address: h.Address, APIAddress: h.APIAddress, Configuration: h.Configuration,
 		Fresh: !n.established.Load(), State: peerapi.StateStarting, MinCommand: 1, MaxCommand: n.c.MaxCommand, Version: n.c.Version, Now: n.c.Now(),
-		FreeBytes: n.free.Load(),
+		FreeBytes: n.free.Load(), Full: n.overloaded.Load() != nil,
 	}
 	if n.c.Peer != nil {
 		if cert := n.c.Peer.TLS.Certificate(); cert != nil && cert.Leaf != nil {

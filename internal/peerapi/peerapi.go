@@ -63,6 +63,7 @@ type Status struct {
 	MissingKeyCount           int
 	Quarantine, NotReady      string // why, "" if not
 	FreeBytes                 uint64
+	Full                      bool  // its disk is too full for appends: as leader it would refuse all of them
 	CertificateExpires        int64 // of its own certificate, microseconds since the Unix epoch; 0 unknown
 }
 

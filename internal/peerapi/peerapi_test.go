@@ -216,7 +216,7 @@ func TestUnary(t *testing.T) {
 	n.status = Status{
 		ClusterID: clusterID, NodeID: n.status.NodeID, BootID: lineage.NewID(), Address: "a:1", APIAddress: "b:2", Fresh: true, State: StateJoining,
 		Term: 3, Leader: "x", Applied: 4, Durable: 5, FirstLog: 6, LastLog: 7, Configuration: 8, MinCommand: 1, MaxCommand: 2, Version: "v", Now: 9,
-		MissingKeys: []string{"k"}, MissingKeyCount: 10, Quarantine: "q", NotReady: "r", FreeBytes: 11, CertificateExpires: 12,
+		MissingKeys: []string{"k"}, MissingKeyCount: 10, Quarantine: "q", NotReady: "r", FreeBytes: 11, Full: true, CertificateExpires: 12,
 	}
 	v := reflect.ValueOf(n.status)
 	for i := range v.NumField() {

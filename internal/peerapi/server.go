@@ -277,7 +277,7 @@ func statusMessage(s Status) *nodev1.StatusResponse {
 		LastLog: s.LastLog, Configuration: s.Configuration, MinCommand: uint32(s.MinCommand), MaxCommand: uint32(s.MaxCommand), Version: s.Version,
 		Now: s.Now, MissingKeys: s.MissingKeys[:min(len(s.MissingKeys), maxMissingKeys)],
 		MissingKeyCount: uint64(max(s.MissingKeyCount, len(s.MissingKeys))), Quarantine: s.Quarantine, NotReady: s.NotReady,
-		FreeBytes: s.FreeBytes, CertificateExpires: s.CertificateExpires,
+		FreeBytes: s.FreeBytes, Full: s.Full, CertificateExpires: s.CertificateExpires,
 	}
 }
 
@@ -287,7 +287,7 @@ func statusOf(m *nodev1.StatusResponse) (Status, error) {
 		Applied: m.GetApplied(), Durable: m.GetDurable(), FirstLog: m.GetFirstLog(), LastLog: m.GetLastLog(), Configuration: m.GetConfiguration(),
 		MinCommand: uint8(min(m.GetMinCommand(), 255)), MaxCommand: uint8(min(m.GetMaxCommand(), 255)), Version: m.GetVersion(), Now: m.GetNow(),
 		MissingKeys: m.GetMissingKeys(), MissingKeyCount: int(min(m.GetMissingKeyCount(), 1<<31-1)), Quarantine: m.GetQuarantine(),
-		NotReady: m.GetNotReady(), FreeBytes: m.GetFreeBytes(), CertificateExpires: m.GetCertificateExpires(),
+		NotReady: m.GetNotReady(), FreeBytes: m.GetFreeBytes(), Full: m.GetFull(), CertificateExpires: m.GetCertificateExpires(),
 	}
 	var a, b, c bool
 	s.ClusterID, a = idOf(m.GetClusterId())

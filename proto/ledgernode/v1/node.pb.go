@@ -92,8 +92,10 @@ type StatusResponse struct {
 	NotReady           string   `protobuf:"bytes,22,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
 	FreeBytes          uint64   `protobuf:"varint,23,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
 	CertificateExpires int64    `protobuf:"varint,24,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Its disk is too full for appends: as leader it would refuse all of them.
+	Full          bool `protobuf:"varint,25,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -292,6 +294,13 @@ func (x *StatusResponse) GetCertificateExpires() int64 {
 		return x.CertificateExpires
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
 }
 
 type TermRequest struct {
@@ -1029,7 +1038,7 @@ var File_ledgernode_v1_node_proto protoreflect.FileDescriptor
 const file_ledgernode_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18ledgernode/v1/node.proto\x12\rledgernode.v1\"\x0f\n" +
-	"\rStatusRequest\"\xd0\x05\n" +
+	"\rStatusRequest\"\xe4\x05\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x17\n" +
@@ -1062,7 +1071,8 @@ const file_ledgernode_v1_node_proto_rawDesc = "" +
 	"\tnot_ready\x18\x16 \x01(\tR\bnotReady\x12\x1d\n" +
 	"\n" +
 	"free_bytes\x18\x17 \x01(\x04R\tfreeBytes\x12/\n" +
-	"\x13certificate_expires\x18\x18 \x01(\x03R\x12certificateExpires\"\r\n" +
+	"\x13certificate_expires\x18\x18 \x01(\x03R\x12certificateExpires\x12\x12\n" +
+	"\x04full\x18\x19 \x01(\bR\x04full\"\r\n" +
 	"\vTermRequest\"\"\n" +
 	"\fTermResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\"\x12\n" +
