@@ -3,8 +3,8 @@
 // Membership changes one step at a time, through the leader, each based on the configuration that its checks saw. What would cost the
 // cluster its majority is refused; nothing is ever removed by itself. The leader looks at all members four times a second: it promotes
 // who asked to vote and has caught up, raises the version of commands when every voter knows the next one, and hands leadership over
-// when its clock is ahead of everybody's or when it lacks the keys of logs. It decides from what members say now and from what the system
-// log says, so that a new leader goes on where the old one stopped.
+// when its clock is ahead of everybody's, when it lacks the keys of logs or when its disk is too full. It decides from what members say
+// now and from what the system log says, so that a new leader goes on where the old one stopped.
 //
 // Every change is a `member` entry in the system log; docs/format-documents.md, "Member document", has its content, and
 // docs/cluster.md the rules.

@@ -433,6 +433,8 @@ func unfit(s, self *sight) string {
 		return ""
 	case s.MissingKeyCount > self.MissingKeyCount:
 		return fmt.Sprintf("lacks the keys of %d logs (%s)", s.MissingKeyCount, strings.Join(s.MissingKeys, ", "))
+	case s.Full && !self.Full:
+		return "has a disk too full to take appends"
 	case s.Applied+maxTransferLag < self.Applied:
 		return fmt.Sprintf("is %d raft entries behind", self.Applied-s.Applied)
 	case s.behind() > maxClockLead:

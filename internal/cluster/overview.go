@@ -177,7 +177,10 @@ func (o *Overview) memberWarnings(now time.Time) (w []string) {
 		if d := m.ClockOffset; d.Abs() >= clockWarning {
 			warn("has a clock that differs by %s from that of the node that answered", d.Round(time.Millisecond))
 		}
-		if s.FreeBytes > 0 && s.FreeBytes < spaceWarning {
+		switch {
+		case s.Full:
+			warn("has %d MiB of free space, too little to take appends when it leads: make room there", s.FreeBytes>>20)
+		case s.FreeBytes > 0 && s.FreeBytes < spaceWarning:
 			warn("has %d MiB of free space", s.FreeBytes>>20)
 		}
 		if s.CertificateExpires != 0 {

@@ -56,7 +56,7 @@ func (c *Controller) tick(ctx context.Context) {
 	}
 	c.keepUp(sights)
 	c.watch.applied = applied
-	if c.checkClock(ctx, sights) || c.checkKeys(ctx, sights) {
+	if c.checkClock(ctx, sights) || c.checkKeys(ctx, sights) || c.checkDisk(ctx, sights) {
 		return
 	}
 	c.checkVersion(ctx, sights)
@@ -219,6 +219,21 @@ func (c *Controller) checkKeys(ctx context.Context, sights []sight) (gone bool) 
 	return c.handOver(ctx, sights, reason, func(s *sight) string {
 		if s.MissingKeyCount > 0 {
 			return "lacks keys too"
+		}
+		return ""
+	})
+}
+
+// checkDisk hands leadership to a voter that has space, if this node's disk is too full to take appends. It reports true when this node leads
+// no more.
+func (c *Controller) checkDisk(ctx context.Context, sights []sight) (gone bool) {
+	self := sightOf(sights, c.o.NodeID)
+	if self == nil || !self.Full {
+		return false
+	}
+	return c.handOver(ctx, sights, "its disk is too full to take appends", func(s *sight) string {
+		if s.Full {
+			return "has a full disk too"
 		}
 		return ""
 	})

@@ -106,6 +106,57 @@ func TestKeys(t *testing.T) {
 	})
 }
 
+// Leadership leaves a full disk for one with space that is not worse off otherwise, once; when all are full it stays.
+func TestFullDisk(t *testing.T) {
+	inModel(t, 3, func(t *testing.T, m *model) {
+		old, second, third := m.lead(), m.nodes["n2:1"], m.nodes["n3:1"]
+		m.set(func() {
+			old.status.Full = true
+			second.status.MissingKeyCount, second.status.MissingKeys = 1, []string{"models"}
+			third.status.Full = true
+		})
+		time.Sleep(time.Hour)
+		if m.handovers() != 0 {
+			t.Error("handed over to a node without keys, or to one that is full too")
+		}
+		m.set(func() { third.status.Full = false })
+		m.wait("handing over", func() bool { return m.lead() == third })
+		if err := third.Transfer(t.Context(), old.id()); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "disk") {
+			t.Errorf("transfer to a full node: %v", err)
+		}
+		if w := strings.Join(third.Overview(t.Context()).Warnings, "\n"); !strings.Contains(w, "too little to take appends") {
+			t.Error(w)
+		}
+		// It is ahead of both: one is full, the other lacks keys. Neither rule may send leadership round in circles.
+		m.set(func() { third.skew = time.Minute })
+		time.Sleep(time.Hour)
+		if m.lead() != third || m.handovers() != 1 {
+			t.Errorf("%d transfers", m.handovers())
+		}
+		m.set(func() {
+			third.skew = 0
+			third.status.Full = true
+			second.status.MissingKeyCount = 0
+			second.status.Full = true
+		})
+		time.Sleep(time.Hour)
+		if m.lead() != third || m.handovers() != 1 {
+			t.Errorf("all are full, and there were %d transfers", m.handovers())
+		}
+		for i := range 3600 { // space comes and goes: leadership follows it seldom
+			m.set(func() {
+				for j, n := range []*modelNode{old, second, third} {
+					n.status.Full = (i+j)%3 != 0
+				}
+			})
+			time.Sleep(time.Second)
+		}
+		if n := m.handovers(); n < 2 || n > 3*25 {
+			t.Errorf("%d transfers in an hour of space that comes and goes", n)
+		}
+	})
+}
+
 // A transfer that fails is not tried all the time.
 func TestHandoverBacksOff(t *testing.T) {
 	inModel(t, 3, func(t *testing.T, m *model) {

@@ -160,37 +160,74 @@ func resident(t *testing.T, pid int) int64 {
 	return kib << 10
 }
 
-// TestClusterDiskFull fills the disk of the leader, then of a follower, under load, to the last byte. Appends may be refused meanwhile, and
-// a process may end; nothing is lost, and with space it goes on by itself or by a restart.
+// TestClusterDiskFull fills the disk of a leader until it refuses appends, then to the last byte while it follows, then that of another leader
+// to the last byte, under load. Appends go on under another leader; a process may end when no byte is left; nothing is lost, and with
+// space it goes on by itself or by a restart.
 func TestClusterDiskFull(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("needs a gigabyte of memory for a file system")
 	}
 	r := dice(t)
-	disk := smallDisk(t)
-	c := newCluster(t, r, clusterOptions{nodes: 3, dirs: []string{filepath.Join(disk, "ledger")}})
+	// Two, because a node that has handed leadership over waits before it does so again. One is full at a time.
+	disks := []string{smallDisk(t), smallDisk(t)}
+	c := newCluster(t, r, clusterOptions{nodes: 3, dirs: []string{filepath.Join(disks[0], "ledger"), filepath.Join(disks[1], "ledger")}})
 	h := newHistory()
 	w := c.traffic(h, r.Uint64())
-	for _, lead := range []bool{true, false} {
-		if lead != (c.leader() == 0) {
-			c.transfer(map[bool]int{true: 0, false: 1}[lead])
+	// goesOn wants another leader than the node that is full, and appends through the nodes of the list.
+	goesOn := func(full int, what string, through ...int) {
+		t.Helper()
+		c.leader(c.others(full)...)
+		for _, i := range through {
+			c.progress(h, r, i, what)
 		}
-		free := fill(t, disk, 0)
-		refused := h.count(notApplied)
-		c.progress(h, r, 1, fmt.Sprintf("while the disk of one node is full (it leads: %v)", lead))
-		time.Sleep(2 * time.Second)
-		t.Logf("%d appends refused while the disk was full (the node led: %v)", h.count(notApplied)-refused, lead)
-		c.progress(h, r, 2, "with one disk full for a while")
+	}
+	empty := func(full int, free func()) {
+		t.Helper()
 		free()
-		time.Sleep(time.Second)
-		select {
-		case <-c.members[0].d.done:
-			t.Logf("the process with the full disk ended: %v", c.members[0].d.err)
-			c.spawn(0)
-		default:
+		time.Sleep(500 * time.Millisecond) // a process that is ending has ended
+		if !c.alive(full) {
+			t.Logf("the process with the full disk ended: %v", c.members[full].d.err)
+			c.spawn(full)
 		}
 		c.awaitVoters(3)
 	}
+
+	if c.leader() != 0 {
+		c.transfer(0)
+	}
+	free := fill(t, disks[0], admissionBytes)
+	goesOn(0, "after the leader's disk became nearly full", 0, 1, 2)
+	if !c.alive(0) || !strings.Contains(c.members[0].d.log.String(), "its disk is too full to take appends") {
+		t.Errorf("it did not hand leadership over:\n%s", c.members[0].d.tail())
+	}
+	refused, before := h.count(notApplied), h.count(acknowledged)
+	time.Sleep(time.Second)
+	if n, more := h.count(notApplied)-refused, h.count(acknowledged)-before; n > 0 || more == 0 {
+		t.Errorf("%d events refused and %d acknowledged in the second after the hand-over", n, more)
+	}
+	free()
+	free = fill(t, disks[0], 0)
+	goesOn(0, "while a follower's disk is full to the last byte", 1, 2)
+	time.Sleep(time.Second) // longer than a node takes to notice
+	goesOn(0, "with a follower's disk full for a while", 1, 2)
+	empty(0, free)
+
+	if c.leader() != 1 {
+		c.transfer(1)
+	}
+	free = fill(t, disks[1], 0)
+	goesOn(1, "after the leader's disk became full to the last byte", 0, 2)
+	empty(1, free)
 	c.settle(h, w)
+}
+
+// alive says whether the process of a node runs.
+func (c *cluster) alive(i int) bool {
+	select {
+	case <-c.members[i].d.done:
+		return false
+	default:
+		return true
+	}
 }
