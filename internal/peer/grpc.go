@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	grpcpeer "google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 
 	"github.com/provledger/provledger/client/lineage"
 )
@@ -21,21 +24,43 @@ var reconnect = grpc.ConnectParams{
 }
 
 // Dial returns a gRPC client connection to the API lane of a peer. want is zero if any node of the cluster at that address will do. Nothing
-// is connected before the first call. The caller closes it.
+// is connected before the first call. The caller closes it. The error of a unary call that failed because the peer refused the connection
+// wraps a *[RefusedError].
 func (p *Port) Dial(want lineage.ID, address string, options ...grpc.DialOption) (*grpc.ClientConn, error) {
+	var refused atomic.Pointer[RefusedError] // by the last attempt to connect; gRPC passes on the text only
 	return grpc.NewClient("passthrough:///"+address, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(transport{}),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			c, err := p.dial(ctx, LaneAPI, want, address)
+			why, _ := errors.AsType[*RefusedError](err)
+			refused.Store(why)
 			if err != nil {
 				return nil, err // not c: a nil *conn is a net.Conn that is not nil
 			}
 			return c, nil
 		}),
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+			err := invoke(ctx, method, req, reply, cc, o...)
+			if why := refused.Load(); why != nil && status.Code(err) == codes.Unavailable {
+				return &unconnected{err, why}
+			}
+			return err
+		}),
 		grpc.WithConnectParams(reconnect),
 		grpc.WithNoProxy(),
 	}, options...)...)
 }
+
+// unconnected is gRPC's error of a call for which there was no connection, with the reason.
+type unconnected struct {
+	error
+	why *RefusedError
+}
+
+func (e *unconnected) Unwrap() []error { return []error{e.error, e.why} }
+
+// GRPCStatus is what gRPC looks for first; it would put what Error returns into the text of a status that it finds by unwrapping.
+func (e *unconnected) GRPCStatus() *status.Status { return status.Convert(e.error) }
 
 // ServerCredentials are for the gRPC server on API: its connections bring who they are with them.
 func ServerCredentials() credentials.TransportCredentials { return transport{} }

@@ -15,6 +15,7 @@ import (
 // RefusedError is the answer of a peer that does not want this node.
 type RefusedError struct {
 	Reason string // in its words
+	By     Hello  // who it says it is
 }
 
 func (e *RefusedError) Error() string { return "it refuses this node: " + e.Reason }
@@ -254,7 +255,7 @@ func (p *Port) introduce(c *conn, want lineage.ID) error {
 	case want != (lineage.ID{}) && h.NodeID != want:
 		return fmt.Errorf("the node there is %s", h.NodeID)
 	case refused != "":
-		return &RefusedError{refused}
+		return &RefusedError{refused, h}
 	case h.NodeID == self.NodeID && h.BootID != self.BootID:
 		return twoProcesses(h.NodeID, "the one at "+c.RemoteAddr().String(), c.LocalAddr().String())
 	}

@@ -10,6 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
 	"github.com/provledger/provledger/client/lineage"
 )
 
@@ -119,6 +124,45 @@ func TestRefusedErrorIsFound(t *testing.T) {
 	refused, ok := errors.AsType[*RefusedError](err)
 	if !ok || !strings.Contains(refused.Reason, "raft") {
 		t.Errorf("%v", err)
+	}
+}
+
+// What gRPC says of a connection that was refused still has the refusal, with its status as it was; what it says later has it no more.
+func TestRefusedErrorIsFoundThroughGRPC(t *testing.T) {
+	a, b := newNode(t, nil), newNode(t, func(s *setup) { s.hello.ClusterID = lineage.NewID() })
+	server := grpc.NewServer(grpc.Creds(ServerCredentials()))
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(b.API()) }()
+	defer func() { server.Stop(); <-done }()
+	cc, err := a.Dial(lineage.ID{}, b.self().Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	call := func() (error, *RefusedError) {
+		err := cc.Invoke(t.Context(), "/none/None", &emptypb.Empty{}, &emptypb.Empty{})
+		refused, _ := errors.AsType[*RefusedError](err)
+		return err, refused
+	}
+	err, refused := call()
+	if refused == nil || refused.By.ClusterID != b.self().ClusterID || !strings.Contains(refused.Reason, "belongs to cluster") {
+		t.Fatalf("%v, %+v", err, refused)
+	}
+	if st := status.Convert(err); st.Code() != codes.Unavailable || strings.Contains(st.Message(), "rpc error") || !strings.Contains(st.Message(), refused.Error()) {
+		t.Errorf("the status is %v", st)
+	}
+	b.is(func(h *Hello) { h.ClusterID = a.self().ClusterID })
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		err, refused = call()
+		if status.Code(err) == codes.Unimplemented {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no connection in %v: %v", patience, err)
+		}
+	}
+	if refused != nil {
+		t.Errorf("an answer of the server has an old refusal: %v", err)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/provledger/provledger/internal/ledger"
+	"github.com/provledger/provledger/internal/peer"
 )
 
 // Errors by class, beside those of the ledger. A client's error wraps the class that the server's did.
@@ -80,7 +81,8 @@ func toStatus(err error) error {
 	return status.Error(codes.Internal, err.Error())
 }
 
-// RemoteError is an error that a peer answered, or that kept it from answering.
+// RemoteError is an error that a peer answered, or that kept it from answering. When the peer refused the connection it wraps a
+// *[peer.RefusedError] too.
 type RemoteError struct {
 	Peer  string // as the client was told
 	Text  string
@@ -91,12 +93,12 @@ func (e *RemoteError) Error() string { return fmt.Sprintf("node %s: %s", e.Peer,
 func (e *RemoteError) Unwrap() error { return e.class }
 
 // fromStatus is the way back.
-func fromStatus(peer string, err error) error {
+func fromStatus(id string, err error) error {
 	if err == nil {
 		return nil
 	}
 	st := status.Convert(err)
-	e := &RemoteError{Peer: peer, Text: st.Message()}
+	e := &RemoteError{Peer: id, Text: st.Message()}
 	for _, d := range st.Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == errorDomain {
 			for _, c := range classes {
@@ -111,6 +113,9 @@ func fromStatus(peer string, err error) error {
 		if c.reason == "" && c.code == st.Code() {
 			e.class = c.is
 		}
+	}
+	if refused, ok := errors.AsType[*peer.RefusedError](err); ok {
+		e.class = errors.Join(e.class, refused)
 	}
 	return e
 }
