@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -19,9 +20,9 @@ import (
 func (c *Controller) Add(ctx context.Context, address string, voter bool) (Member, error) {
 	var out Member
 	err := c.change(ctx, func(m membership) error {
-		st, err := c.dial(ctx, "", address)
+		st, err := c.meet(ctx, address)
 		if err != nil {
-			return refused("nobody to add answers at %s; start it there with --join first: %w", address, err)
+			return err
 		}
 		if err := c.admit(ctx, m, candidate{st, address, voter, ""}); err != nil {
 			return err
@@ -30,6 +31,25 @@ func (c *Controller) Add(ctx context.Context, address string, voter bool) (Membe
 		return nil
 	})
 	return out, err
+}
+
+// meet asks the node at an address, whoever it is, that is to become a member.
+func (c *Controller) meet(ctx context.Context, address string) (peerapi.Status, error) {
+	st, err := c.dial(ctx, "", address)
+	if err == nil || errors.Is(err, ErrRefused) {
+		return st, err
+	}
+	if by, ok := errors.AsType[*peer.RefusedError](err); ok { // the peer port of another cluster's node lets nobody ask for a status
+		if id := by.By.ClusterID; id != c.o.ClusterID && id != (lineage.ID{}) {
+			return st, anotherCluster(address, id)
+		}
+		return st, refused("the node at %s refuses this one: %w", address, err)
+	}
+	return st, refused("nobody answers at %s; start the new node there, with an empty directory and --join, and do this again: %w", address, err)
+}
+
+func anotherCluster(address string, id lineage.ID) error {
+	return refused("the node at %s belongs to another cluster, %s; only a node with an empty directory can join", address, id)
 }
 
 // dial asks the node at an address, which must be a HOST:PORT.
@@ -105,7 +125,7 @@ func (c *Controller) checkCandidate(m membership, n candidate) error {
 		if n.ClusterID == (lineage.ID{}) {
 			return refused("the node at %s has not heard of this cluster yet; start it with --join and the address of a member", n.address)
 		}
-		return refused("the node at %s belongs to another cluster, %s; only a node with an empty directory can join", n.address, n.ClusterID)
+		return anotherCluster(n.address, n.ClusterID)
 	case n.MaxCommand < c.o.History.CommandVersion():
 		return refused("node %s at %s runs %s, which knows commands up to version %d; this cluster uses %d: upgrade it first", id, n.address,
 			n.Version, n.MaxCommand, c.o.History.CommandVersion())

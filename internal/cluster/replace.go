@@ -64,9 +64,9 @@ func (r *replacement) begin(ctx context.Context) error {
 			return nil
 		}
 		// Nothing is removed for a node that is not there, or that could not be added.
-		st, err := r.c.dial(ctx, "", r.address)
+		st, err := r.c.meet(ctx, r.address)
 		if err != nil {
-			return refused("nobody answers at %s; start the new node there, with an empty directory and --join: %w", r.address, err)
+			return err
 		}
 		without := membership{index: m.index}
 		for _, s := range m.servers {
@@ -99,9 +99,9 @@ func (r *replacement) add(ctx context.Context) error {
 			r.say("node %s at %s is a member already", s.ID, s.Address)
 			return nil
 		}
-		st, err := r.c.dial(ctx, "", r.address)
+		st, err := r.c.meet(ctx, r.address)
 		if err != nil {
-			return refused("nobody answers at %s; start the new node there, with an empty directory and --join, and do this again: %w", r.address, err)
+			return err
 		}
 		if st.NodeID.String() == r.dead {
 			return refused("node %s itself answers at %s", r.dead, r.address)
