@@ -1,9 +1,8 @@
 package e2e
 
 import (
-	"bufio"
+	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -14,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // rule is what happens to the bytes that flow from one node to another, whoever of them dialled.
@@ -144,7 +145,7 @@ func (l *links) front(node int, target string) string {
 
 func (l *links) serve(near net.Conn, to int, target string) {
 	defer near.Close()
-	from := l.owner(near.RemoteAddr().(*net.TCPAddr).Port)
+	from := l.owner(near)
 	if r, _, _ := l.rule(from, to); r.refuse {
 		_ = near.(*net.TCPConn).SetLinger(0)
 		return
@@ -219,11 +220,11 @@ func (l *links) pass(from, to int) (rule, bool) {
 // nobody is who dials without being a node: the test.
 const nobody = -1
 
-// owner returns the node whose process has a socket with this local port on 127.0.0.1 (proc(5), proc_pid_net(5)).
-func (l *links) owner(port int) int {
-	inode, err := socketInode(port)
+// owner returns the node whose process has the other end of a connection to a proxy.
+func (l *links) owner(c net.Conn) int {
+	inode, err := socketInode(c.RemoteAddr().(*net.TCPAddr), c.LocalAddr().(*net.TCPAddr))
 	if err != nil {
-		return nobody
+		return nobody // it is gone already
 	}
 	l.mu.Lock()
 	pids := make(map[int]int, len(l.pids))
@@ -246,20 +247,39 @@ func (l *links) owner(port int) int {
 	return nobody
 }
 
-// socketInode finds the socket that is bound to a local port of 127.0.0.1 and connected.
-func socketInode(port int) (string, error) {
-	f, err := os.Open("/proc/net/tcp")
+// socketInode asks the kernel for the one socket with these ends (sock_diag(7)). /proc/net/tcp would not do: it is no snapshot, and while many
+// sockets come and go leaves out some that were there all the time.
+func socketInode(local, remote *net.TCPAddr) (string, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	local := fmt.Sprintf("0100007F:%04X", port)
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if fields := strings.Fields(s.Text()); len(fields) > 9 && fields[1] == local && fields[9] != "0" {
-			return fields[9], nil
-		}
+	defer unix.Close(fd)
+	const header, request, answer = 16, 56, 72
+	b := make([]byte, header+request)
+	binary.NativeEndian.PutUint32(b, uint32(len(b)))
+	binary.NativeEndian.PutUint16(b[4:], 20) // SOCK_DIAG_BY_FAMILY
+	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST)
+	q := b[header:] // struct inet_diag_req_v2
+	q[0], q[1] = unix.AF_INET, unix.IPPROTO_TCP
+	binary.NativeEndian.PutUint32(q[4:], ^uint32(0)) // any state
+	binary.BigEndian.PutUint16(q[8:], uint16(local.Port))
+	binary.BigEndian.PutUint16(q[10:], uint16(remote.Port))
+	copy(q[12:], local.IP.To4())
+	copy(q[28:], remote.IP.To4())
+	binary.NativeEndian.PutUint64(q[48:], ^uint64(0)) // no cookie
+	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return "", err
 	}
-	return "", errors.New("no such socket")
+	r := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(fd, r, 0)
+	if err != nil {
+		return "", err
+	}
+	if n < header+answer || binary.NativeEndian.Uint16(r[4:]) != 20 {
+		return "", errors.New("no such socket")
+	}
+	return strconv.FormatUint(uint64(binary.NativeEndian.Uint32(r[header+68:])), 10), nil
 }
 
 // TestLinks holds the proxy to its rules: faults that do not happen would make every test behind it worthless.
