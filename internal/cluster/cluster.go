@@ -36,6 +36,8 @@ var (
 	ErrRefused = peerapi.ErrRefused
 	// ErrClock comes with sequencer.ErrNotApplied: the leader's clock is ahead of every other voter's, and nobody took leadership.
 	ErrClock = errors.New("this leader's clock is ahead of every other voter's: set it right")
+	// ErrSuperseded comes with sequencer.ErrNotApplied: a member has a newer membership than its leader, as after a recovery without this node.
+	ErrSuperseded = errors.New("the cluster seems to go on elsewhere, without this node")
 )
 
 const (
@@ -43,6 +45,9 @@ const (
 	// that is still fetching is behind in nearly all of them; one that keeps up this long answers as fast as a quorum needs. Longer
 	// would only prolong the time in which a replaced voter is missing.
 	DefaultCaughtUpFor = 3 * time.Second
+	// supersededLooks in a row in which a member has a newer membership than the leader are no accident: raft gives a member the leader's within
+	// a heartbeat.
+	supersededLooks = 8
 	// lookEvery is how often a leader looks at the members.
 	lookEvery = 250 * time.Millisecond
 	// lookTimeout bounds one look: a member that takes longer counts as not reachable.
@@ -130,6 +135,8 @@ type Controller struct {
 	changing chan struct{}
 	// clock is why no appends are allowed; nil if they are.
 	clock atomic.Pointer[error]
+	// superseded is why a leader that others seem to have left behind allows no appends; nil if it does.
+	superseded atomic.Pointer[error]
 	// ahead is how far this leader's clock is ahead of the closest other voter's, nanoseconds.
 	ahead atomic.Int64
 
@@ -162,8 +169,11 @@ func New(o Options) *Controller {
 	}
 }
 
-// AppendAllowed returns nil, or why this leader refuses appends: an error that wraps sequencer.ErrNotApplied and ErrClock.
+// AppendAllowed returns nil, or why this leader refuses appends: an error that wraps sequencer.ErrNotApplied and ErrClock or ErrSuperseded.
 func (c *Controller) AppendAllowed() error {
+	if err := c.superseded.Load(); err != nil {
+		return *err
+	}
 	if err := c.clock.Load(); err != nil {
 		return *err
 	}

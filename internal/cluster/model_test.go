@@ -170,7 +170,7 @@ func (n *modelNode) self(context.Context) peerapi.Status {
 
 func (n *modelNode) answer() peerapi.Status {
 	s := n.status
-	s.Now, s.Applied, s.Configuration, s.Term, s.Leader = n.now(), n.m.applied, n.m.index, n.m.term, n.m.leader
+	s.Now, s.Applied, s.Configuration, s.Term, s.Leader = n.now(), n.m.applied, max(n.m.index, s.Configuration), n.m.term, n.m.leader
 	if time.Now().Before(n.caught) {
 		s.Applied /= 2
 	} else if n.id() != n.m.leader {

@@ -85,7 +85,7 @@ func (c *Controller) Overview(ctx context.Context) Overview {
 	}
 	o.Warnings = append(o.clusterWarnings(), o.memberWarnings(time.UnixMicro(c.o.Now()))...)
 	if err := c.AppendAllowed(); err != nil {
-		o.Warnings = append(o.Warnings, "The leader refuses appends: "+ErrClock.Error()+".")
+		o.Warnings = append(o.Warnings, "The leader refuses appends: "+err.Error()+".")
 	}
 	return o
 }
@@ -192,6 +192,10 @@ func (o *Overview) memberWarnings(now time.Time) (w []string) {
 		}
 		if s.Configuration != 0 && s.Configuration < o.Configuration && m.Lag < lagWarning {
 			warn("has an older membership (raft index %d, not %d)", s.Configuration, o.Configuration)
+		}
+		if s.Configuration > o.Configuration && s.State == peerapi.StateServing {
+			warn("has a newer membership (raft index %d) than the node that answered (%d): ask that one too; after a recovery there, this one is left behind",
+				s.Configuration, o.Configuration)
 		}
 		if s.MaxCommand != 0 && s.MaxCommand < o.CommandVersion {
 			warn("runs %s, which cannot apply commands of version %d: upgrade it", s.Version, o.CommandVersion)

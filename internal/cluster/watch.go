@@ -14,6 +14,7 @@ import (
 type watch struct {
 	applied   uint64    // what this leader had applied at the look before
 	ahead     int       // looks in a row in which the clock was ahead of every other voter's
+	newer     int       // looks in a row in which a member had a newer membership
 	handovers int       // attempts to hand leadership over, not long ago
 	handover  time.Time // no other attempt before
 	raise     time.Time // no other attempt to raise the version before
@@ -56,6 +57,7 @@ func (c *Controller) tick(ctx context.Context) {
 	}
 	c.keepUp(sights)
 	c.watch.applied = applied
+	c.checkSuperseded(sights)
 	if c.checkClock(ctx, sights) || c.checkKeys(ctx, sights) || c.checkDisk(ctx, sights) {
 		return
 	}
@@ -63,6 +65,32 @@ func (c *Controller) tick(ctx context.Context) {
 	c.checkOwnAddress(ctx, m)
 	c.checkWishes(ctx, sights)
 	c.checkRecord(ctx)
+}
+
+// checkSuperseded stops appends when a member of this leader's keeps having a newer membership than the leader itself. That cannot be as long as
+// they are one cluster. It is so when one node was made to go on alone after the loss of a majority (docs/backup.md), and the lost ones come
+// back: they are a majority of the membership that they know, and would record a second history under the same keys.
+func (c *Controller) checkSuperseded(sights []sight) {
+	index := c.membership().index
+	for i := range sights {
+		s := &sights[i]
+		if !s.reachable() || s.Server.ID == c.o.NodeID || s.Configuration <= index {
+			continue
+		}
+		if c.watch.newer++; c.watch.newer < supersededLooks {
+			return
+		}
+		err := fmt.Errorf("%w: %w: node %s has the membership of raft index %d, this leader that of %d; if the cluster was recovered there (ledgerd recover), "+
+			"stop this node and let it join again with an empty directory", sequencer.ErrNotApplied, ErrSuperseded, s.Server.ID, s.Configuration, index)
+		if c.superseded.Swap(&err) == nil {
+			c.o.Logger.Error("this leader records nothing any more", "err", err)
+		}
+		return
+	}
+	c.watch.newer = 0
+	if c.superseded.Swap(nil) != nil {
+		c.o.Logger.Info("this leader records again")
+	}
 }
 
 // announce wakes who waits for a look.
@@ -76,6 +104,7 @@ func (c *Controller) announce() {
 // follow forgets what is a leader's to know.
 func (c *Controller) follow() {
 	c.clock.Store(nil)
+	c.superseded.Store(nil)
 	c.ahead.Store(0)
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/provledger/provledger/internal/peerapi"
 	"github.com/provledger/provledger/internal/sequencer"
 )
 
@@ -245,5 +246,30 @@ func TestWarnings(t *testing.T) {
 				t.Errorf("%q is not in\n%s", want, w)
 			}
 		}
+	})
+}
+
+// TestSuperseded: a leader whose member keeps having a newer membership than itself records nothing; one that is told so for a moment goes on.
+func TestSuperseded(t *testing.T) {
+	inModel(t, 3, func(t *testing.T, m *model) {
+		lead, other := m.lead(), m.nodes["n2:1"]
+		if other == lead {
+			other = m.nodes["n3:1"]
+		}
+		_, index := lead.o.Raft.Servers()
+		m.set(func() { other.status.Configuration, other.status.State = index+7, peerapi.StateServing })
+		time.Sleep(time.Second)
+		if err := lead.AppendAllowed(); err != nil {
+			t.Errorf("at once: %v", err)
+		}
+		m.wait("the refusal", func() bool { return lead.AppendAllowed() != nil })
+		if err := lead.AppendAllowed(); !errors.Is(err, ErrSuperseded) || !errors.Is(err, sequencer.ErrNotApplied) {
+			t.Error(err)
+		}
+		if o := lead.Overview(t.Context()); !strings.Contains(strings.Join(o.Warnings, "\n"), "newer membership") {
+			t.Errorf("%q", o.Warnings)
+		}
+		m.set(func() { other.status.Configuration = 0 })
+		m.wait("appends again", func() bool { return lead.AppendAllowed() == nil })
 	})
 }
