@@ -139,12 +139,12 @@ func TestRefusedErrorIsFoundThroughGRPC(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cc.Close()
-	call := func() (error, *RefusedError) {
+	call := func() (*RefusedError, error) {
 		err := cc.Invoke(t.Context(), "/none/None", &emptypb.Empty{}, &emptypb.Empty{})
 		refused, _ := errors.AsType[*RefusedError](err)
-		return err, refused
+		return refused, err
 	}
-	err, refused := call()
+	refused, err := call()
 	if refused == nil || refused.By.ClusterID != b.self().ClusterID || !strings.Contains(refused.Reason, "belongs to cluster") {
 		t.Fatalf("%v, %+v", err, refused)
 	}
@@ -153,7 +153,7 @@ func TestRefusedErrorIsFoundThroughGRPC(t *testing.T) {
 	}
 	b.is(func(h *Hello) { h.ClusterID = a.self().ClusterID })
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		err, refused = call()
+		refused, err = call()
 		if status.Code(err) == codes.Unimplemented {
 			break
 		}
